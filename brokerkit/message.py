@@ -1,0 +1,98 @@
+"""`Message`: what an application sends and receives, the same on every backend."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, TypeVar, overload
+
+from brokerkit import codec
+
+__all__ = ["Message", "MessageIds"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message, immutable.
+
+    ``topic``, ``receive_time``, ``attempt`` and ``redelivered`` are set on received messages.  Times are
+    seconds since the epoch; ``ttl`` is a duration in seconds.
+    """
+
+    body: bytes
+    topic: str | None = None
+    #: Made once by the sender and kept for ever; None on a foreign message that came without one.
+    message_id: str | None = None
+    type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str | None = None
+    key: str | None = None
+    tag: str | None = None
+    #: 0 (lowest) to 9.
+    priority: int = 0
+    #: When it was sent.
+    timestamp: float | None = None
+    #: Not handled when it is older than this, counted from ``timestamp``.
+    ttl: float | None = None
+    #: Not before this instant.
+    due: float | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    #: Id of the message whose handling sent this one.
+    parent_id: str | None = None
+    receive_time: float | None = None
+    #: 1 on the first start of a handler.
+    attempt: int = 1
+    #: Whether it was delivered before; None where the broker does not say.
+    redelivered: bool | None = None
+
+    @classmethod
+    def of(cls, payload: object, /, **fields: Any) -> Message:
+        """Make a message whose body is the encoded ``payload``; further fields by name.
+
+        Raise `PayloadError` when the payload cannot be encoded.
+        """
+        body, content_type = codec.encode(payload)
+        fields.setdefault("content_type", content_type)
+        return cls(body=body, **fields)
+
+    @overload
+    def payload(self) -> Any: ...
+    @overload
+    def payload(self, type: builtins.type[T]) -> T: ...
+
+    def payload(self, type: Any = Any) -> Any:
+        """Return the body decoded into ``type``: bytes, str or anything pydantic decodes from JSON.
+
+        Without a type: decoded JSON.  Raise `DecodeError` when the body does not fit.
+        """
+        return codec.decode(self.body, type)
+
+
+class MessageIds:
+    """Ids for messages: unique over processes, machines and restarts, in 0.3 µs instead of uuid4's 3.
+
+    A random prefix per process and a counter; a fork gets a prefix of its own.
+    """
+
+    __slots__ = ("_next", "_prefix")
+
+    #: Random bytes of the prefix: 2**96 prefixes make a collision of two processes not worth a thought.
+    _RANDOM_BYTES = 12
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Take a new prefix.  The manager calls it after a fork."""
+        self._prefix = os.urandom(self._RANDOM_BYTES).hex()
+        self._next = count(1).__next__
+
+    def __call__(self) -> str:
+        """Return a new id of 24 hexadecimal digits, a dash and a number."""
+        return f"{self._prefix}-{self._next():x}"
