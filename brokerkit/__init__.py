@@ -1,0 +1,98 @@
+"""One message API over RabbitMQ, RocketMQ and an embedded broker that needs no server.
+
+manager = Manager()                       # BROKERKIT_URL or brokerkit.yaml chooses the broker
+manager.send("orders", {"id": 1})         # returns when the message is stored
+"""
+
+from __future__ import annotations
+
+from brokerkit.admin import Admin, DeadLetter
+from brokerkit.clock import Clock, SystemClock
+from brokerkit.deliveries import Deliveries
+from brokerkit.delivery import Delivery
+from brokerkit.envelope import SendOptions
+from brokerkit.errors import (
+    AccessRefused,
+    AlreadySettled,
+    BrokerError,
+    BrokerUnavailable,
+    CapabilityNotSupported,
+    Closed,
+    ConfigurationError,
+    DecodeError,
+    MessageTooLarge,
+    PayloadError,
+    Reject,
+    RemoteError,
+    ReplyTimeout,
+    Retry,
+    SendRefused,
+    SendTimeout,
+    TopicNotFound,
+    TopologyConflict,
+    Unroutable,
+)
+from brokerkit.events import ErrorEvent
+from brokerkit.manager import AsyncManager
+from brokerkit.message import Message
+from brokerkit.metrics import LatencySummary, MetricsSnapshot
+from brokerkit.monitor import Health, Lag, Monitor, QueueStatus
+from brokerkit.producer import SendOutcome
+from brokerkit.results import ConsumeResult, MessageResult
+from brokerkit.retry import RetryPolicy
+from brokerkit.router import Router
+from brokerkit.spi import Capability, GroupStats
+from brokerkit.topic import Group, Topic
+
+__all__ = [
+    # the managers and what is registered with them
+    "AsyncManager",
+    "Router",
+    "Topic",
+    "Group",
+    "RetryPolicy",
+    # messages and deliveries
+    "Message",
+    "Delivery",
+    "Deliveries",
+    "SendOptions",
+    "SendOutcome",
+    # what handlers return and raise
+    "MessageResult",
+    "ConsumeResult",
+    "Reject",
+    "Retry",
+    # administration and figures
+    "Admin",
+    "DeadLetter",
+    "Monitor",
+    "Health",
+    "Lag",
+    "QueueStatus",
+    "GroupStats",
+    "MetricsSnapshot",
+    "LatencySummary",
+    "Capability",
+    "ErrorEvent",
+    # time
+    "Clock",
+    "SystemClock",
+    # errors
+    "BrokerError",
+    "BrokerUnavailable",
+    "AccessRefused",
+    "TopicNotFound",
+    "TopologyConflict",
+    "SendRefused",
+    "SendTimeout",
+    "MessageTooLarge",
+    "Unroutable",
+    "CapabilityNotSupported",
+    "Closed",
+    "AlreadySettled",
+    "ConfigurationError",
+    "PayloadError",
+    "DecodeError",
+    "ReplyTimeout",
+    "RemoteError",
+]

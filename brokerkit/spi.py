@@ -162,7 +162,8 @@ class Inbound:
     #: With START_MARKS: whether a handler was started on it and neither settled nor released it, i.e. the process
     #: died or hung.  None: this driver cannot tell started from prefetched; the core then judges by ``redelivered``.
     started: bool | None = None
-    #: The broker's own count of deliveries, where it has one; used only where ``bk-attempt`` is missing.
+    #: With START_MARKS: 1 + the number of starts that ended with the process, so it adds to ``bk-attempt``.
+    #: Otherwise the broker's own count of deliveries, where it has one; used only where ``bk-attempt`` is missing.
     native_attempt: int = 1
     token: Any = None
     #: The client library's own message, for applications that need what is not portable.

@@ -1,0 +1,332 @@
+"""`Consumer`: what every consumer of a group does, whoever handles the deliveries.
+
+It filters what the broker could not, drops what expired, holds back or defers what came early, counts what is
+unsettled, bundles acknowledgements and keeps leases alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import count
+from typing import Any, Literal
+
+from brokerkit.envelope import attempt_of, expires_of
+from brokerkit.errors import BrokerError, Closed
+from brokerkit.link import Link
+from brokerkit.metrics import Metrics
+from brokerkit.names import TagFilter
+from brokerkit.producer import Producer
+from brokerkit.settlement import Settlement
+from brokerkit.spi import (
+    AtomicSettle,
+    Capability,
+    ConsumerDriver,
+    ConsumerOptions,
+    Inbound,
+    Lease,
+    Outbound,
+    StartMarks,
+)
+
+__all__ = ["Consumer"]
+
+log = logging.getLogger("brokerkit.consumer")
+
+#: Seconds before its due time up to which an early delivery is held here; what is earlier is sent back.
+HOLD = 1.0
+#: Share of a lease after which it is extended.
+_EXTEND_AT = 1 / 3
+#: Pause before settlements that the broker did not take are handed over again, in seconds.
+_SETTLE_PAUSE = 0.2
+
+
+class Consumer:
+    """The portable consumer of one (topic, group) on one connection.
+
+    `receive` hands out deliveries; each is settled once by `ack`, `release` or `forward`.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        driver: ConsumerDriver,
+        producer: Producer,
+        metrics: Metrics,
+        options: ConsumerOptions,
+        ids: Callable[[], str],
+        *,
+        expired: Literal["drop", "dead"] = "drop",
+    ) -> None:
+        self.options = options
+        self.driver = driver
+        self.settlement = Settlement(driver, producer, link.clock, ids)
+        self._clock = link.clock
+        self._metrics = metrics
+        self._expired = expired
+        self._filter = TagFilter(options.tag)
+        self._link = link
+        offers = link.capabilities(options.topic)
+        if Capability.ATOMIC_SETTLE in offers and isinstance(driver, AtomicSettle):
+            self.settlement.use_atomic(driver)
+        self._lease = driver if Capability.LEASE in offers and isinstance(driver, Lease) else None
+        self._marks = driver if Capability.START_MARKS in offers and isinstance(driver, StartMarks) else None
+        self.can_delay = Capability.DELAYED_SEND in offers
+        self.can_bury = Capability.DEAD_LETTER in offers
+        #: Handed out and not settled.
+        self.unsettled: set[Inbound] = set()
+        self._held: list[tuple[float, int, Inbound]] = []
+        self._order = count()
+        self._acks: list[Inbound] = []
+        self._releases: list[Inbound] = []
+        self._handing_over = asyncio.Lock()
+        self._under_way = 0
+        self._settle_wake: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        #: Called after each settlement, so that a waiting intake can go on.
+        self.on_room: Callable[[], None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        link: Link,
+        producer: Producer,
+        metrics: Metrics,
+        options: ConsumerOptions,
+        ids: Callable[[], str],
+        *,
+        expired: Literal["drop", "dead"] = "drop",
+    ) -> Consumer:
+        """Declare the topic, check what the options need, open the driver's consumer and start its upkeep."""
+        await link.declare(options.topic)
+        if options.broadcast:
+            link.require(Capability.BROADCAST, options.topic, "broadcast=True")
+        if options.ordered:
+            link.require(Capability.ORDERED, options.topic, "an ordered group")
+        if options.tag != "*":
+            link.require(Capability.TAGS, options.topic, f"the tag filter {options.tag!r}")
+        connection = await link.connection()
+        try:
+            driver = await connection.open_consumer(options)
+        except Exception as exc:
+            raise link.wrap(exc, options.topic) from exc
+        consumer = cls(link, driver, producer, metrics, options, ids, expired=expired)
+        consumer._spawn(consumer._settle_loop(), "settle")
+        if consumer._lease is not None:
+            consumer._spawn(consumer._extend_loop(consumer._lease), "extend")
+        return consumer
+
+    # --- receiving ---
+
+    async def receive(self, max_messages: int, timeout: float) -> list[Inbound]:
+        """Return 1..max_messages deliveries that may be handled now, or [] after about ``timeout`` seconds."""
+        ready = self._matured()
+        if ready:
+            return ready
+        if self._held:
+            timeout = min(timeout, max(0.0, self._held[0][0] - self._clock.time()))
+        try:
+            received = await self.driver.receive(max_messages, timeout)
+        except BrokerError as error:
+            error.with_context(topic=self.options.topic, backend=self._link.backend.name)
+            raise
+        unsettled = self.unsettled
+        plain = self._filter.tags is None
+        for inbound in received:
+            unsettled.add(inbound)
+            # Nothing to check on a message without headers and due time in a group without a filter.
+            if (plain and not inbound.headers and inbound.due is None) or await self._admit(inbound):
+                ready.append(inbound)
+        if self._held:
+            ready += self._matured()
+        return ready
+
+    async def _admit(self, inbound: Inbound) -> bool:
+        """Return whether ``inbound`` may be handled now; deal with it otherwise."""
+        if not self._filter.matches(inbound.tag):
+            self._metrics.count("filtered")
+            self.ack(inbound)
+            return False
+        now = self._clock.time()
+        expires = expires_of(inbound)
+        if expires is not None and expires <= now:
+            await self.expire(inbound)
+            return False
+        if inbound.due is not None and inbound.due > now:
+            if inbound.due - now < HOLD or not self.can_delay:
+                heapq.heappush(self._held, (inbound.due, next(self._order), inbound))
+            else:
+                self._metrics.count("deferred")
+                if not await self.settlement.forward(inbound, [self.settlement.deferral(inbound, due=inbound.due)]):
+                    self.release(inbound)
+                else:
+                    self.settled(inbound)
+            return False
+        return True
+
+    def _matured(self) -> list[Inbound]:
+        ready: list[Inbound] = []
+        if self._held:
+            now = self._clock.time()
+            while self._held and self._held[0][0] <= now:
+                ready.append(heapq.heappop(self._held)[2])
+        return ready
+
+    async def expire(self, inbound: Inbound) -> None:
+        """Settle a message whose time to live is over."""
+        self._metrics.count("expired")
+        if self._expired == "dead" and self.can_bury:
+            dead = self.settlement.dead(
+                inbound, reason="expired", attempt=attempt_of(inbound), error="its time to live is over"
+            )
+            await self.forward(inbound, [dead])
+        else:
+            self.ack(inbound)
+
+    def mark_started(self, inbound: Inbound) -> None:
+        """Record that a handler starts on ``inbound``, where the backend can."""
+        if self._marks is not None:
+            self._marks.mark_started(inbound)
+
+    @property
+    def counts_starts(self) -> bool:
+        """Whether the backend counts the starts that a crash ended."""
+        return self._marks is not None
+
+    # --- settling ---
+
+    def ack(self, inbound: Inbound) -> None:
+        """Settle as done.  Bundled with others and handed to the broker at once, without waiting for it."""
+        self.unsettled.discard(inbound)
+        self._acks.append(inbound)
+        self._wake_settler()
+
+    def release(self, inbound: Inbound) -> None:
+        """Give back, not counted."""
+        self.unsettled.discard(inbound)
+        self._releases.append(inbound)
+        self._metrics.count("released")
+        self._wake_settler()
+
+    def drop_stale(self, inbound: Inbound) -> None:
+        """Forget a delivery whose token does not hold any more; the broker delivers it again."""
+        self.unsettled.discard(inbound)
+        self._metrics.count("stale")
+        if self.on_room is not None:
+            self.on_room()
+
+    async def forward(self, inbound: Inbound, outbounds: Sequence[Outbound]) -> bool:
+        """Store copies, then acknowledge; where that cannot be done the original goes back to the broker."""
+        try:
+            done = await self.settlement.forward(inbound, outbounds)
+        except Closed:
+            done = False
+        if done:
+            self.settled(inbound)
+        else:
+            self.release(inbound)
+        return done
+
+    def settled(self, inbound: Inbound) -> None:
+        """Note that ``inbound`` was settled by `Settlement.forward`."""
+        self.unsettled.discard(inbound)
+        if self.on_room is not None:
+            self.on_room()
+
+    async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:
+        """Extend leases; no-op on a backend without leases, where a delivery stays ours while we are connected."""
+        if self._lease is not None:
+            await self._lease.extend(inbounds, seconds)
+
+    async def flush(self) -> None:
+        """Hand over all settlements that wait."""
+        while self._acks or self._releases or self._under_way:
+            if self._closed or not await self._hand_over():
+                return
+
+    def _wake_settler(self) -> None:
+        if self._settle_wake is not None and not self._settle_wake.done():
+            self._settle_wake.set_result(None)
+
+    async def _settle_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not (self._acks or self._releases):
+                self._settle_wake = loop.create_future()
+                await self._settle_wake
+            self._settle_wake = None
+            if not await self._hand_over():
+                await self._clock.sleep(_SETTLE_PAUSE)
+
+    async def _hand_over(self) -> bool:
+        """Hand over what waits; return False when it must be tried again."""
+        async with self._handing_over:
+            return await self._hand_over_now()
+
+    async def _hand_over_now(self) -> bool:
+        acks, self._acks = self._acks, []
+        releases, self._releases = self._releases, []
+        self._under_way = len(acks) + len(releases)
+        try:
+            if acks:
+                await self.driver.ack(acks)
+                acks = []
+            if releases:
+                await self.driver.release(releases)
+                releases = []
+        except Closed:
+            acks, releases = [], []
+        except BrokerError as error:
+            if error.retryable:
+                return False
+            log.error("%d settlements of group %s were refused: %s", len(acks + releases), self.options.group, error)
+            acks, releases = [], []
+        finally:
+            self._under_way = 0
+            # What was not taken waits in front of what came meanwhile.
+            self._acks[:0] = acks
+            self._releases[:0] = releases
+        if self.on_room is not None:
+            self.on_room()
+        return True
+
+    @property
+    def pending(self) -> int:
+        """How many deliveries the broker still counts as ours: unsettled ones and settlements not handed over."""
+        return len(self.unsettled) + len(self._acks) + len(self._releases) + self._under_way
+
+    # --- upkeep ---
+
+    async def _extend_loop(self, lease: Lease) -> None:
+        while True:
+            await self._clock.sleep(lease.lease * _EXTEND_AT)
+            mine = list(self.unsettled)
+            if not mine:
+                continue
+            try:
+                await lease.extend(mine, lease.lease)
+            except Closed:
+                return
+            except BrokerError as error:
+                log.warning("leases of group %s could not be extended: %s", self.options.group, error)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> None:
+        name = f"brokerkit-{what}-{self.options.topic}:{self.options.group}"
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self._tasks.add(task)
+
+    async def aclose(self) -> None:
+        """Hand over what was settled, give back the rest, close the driver.  Idempotent."""
+        if self._closed:
+            return
+        await self.flush()
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.driver.aclose()
+        self.unsettled.clear()
+        self._held.clear()

@@ -1,0 +1,199 @@
+"""`Deliveries`: what ``manager.consume(…)`` gives: the deliveries of one group, one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from brokerkit.clock import Clock
+from brokerkit.consumer import Consumer
+from brokerkit.delivery import Delivery
+from brokerkit.disposition import Disposition
+from brokerkit.errors import Closed
+from brokerkit.events import ErrorHooks
+from brokerkit.follow_ups import FollowUps
+from brokerkit.lanes import Lanes
+from brokerkit.metrics import Metrics
+from brokerkit.retry import RetryPolicy
+from brokerkit.spi import Inbound
+
+__all__ = ["Deliveries"]
+
+#: Seconds that one receive of the driver waits.
+_RECEIVE = 1.0
+
+
+class Deliveries:
+    """An async context manager and iterator of `Delivery`.
+
+    In an ordered group the next message of a key comes only after the one before it was settled.
+    """
+
+    def __init__(
+        self,
+        open_consumer: Callable[[], Awaitable[Consumer]],
+        clock: Clock,
+        metrics: Metrics,
+        hooks: ErrorHooks,
+        follow_ups: Callable[[], FollowUps],
+        policy: RetryPolicy,
+    ) -> None:
+        self._open_consumer = open_consumer
+        self._clock = clock
+        self._metrics = metrics
+        self._hooks = hooks
+        self._follow_ups = follow_ups
+        self._policy = policy
+        self._consumer: Consumer | None = None
+        self._fate: Disposition | None = None
+        self._lanes: Lanes | None = None
+        self._ready: deque[Inbound] = deque()
+        self._pump: asyncio.Task[list[Inbound]] | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _start(self) -> tuple[Consumer, Disposition]:
+        if self._closed:
+            raise Closed("these deliveries were closed")
+        if self._consumer is None or self._fate is None:
+            self._consumer = await self._open_consumer()
+            self._consumer.on_room = self._ring
+            self._lanes = Lanes() if self._consumer.options.ordered else None
+            self._fate = Disposition(
+                self._consumer, self._clock, self._metrics, self._hooks, self._follow_ups(), self._resume
+            )
+        return self._consumer, self._fate
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        delivery = await self.receive()
+        if delivery is None:
+            raise StopAsyncIteration
+        return delivery
+
+    async def receive(self, timeout: float | None = None) -> Delivery | None:
+        """Return the next delivery, or None after ``timeout`` seconds; without a timeout wait for ever.
+
+        Raise `Closed` when the deliveries are closed meanwhile.  If cancelled, nothing is lost.
+        """
+        consumer, fate = await self._start()
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        while True:
+            if self._ready:
+                inbound = self._ready.popleft()
+                if not consumer.driver.live(inbound):
+                    consumer.drop_stale(inbound)
+                    self._leave(inbound)
+                    continue
+                consumer.mark_started(inbound)
+                return Delivery(inbound, self, fate.attempt(inbound), self._clock.time())
+            left = None if deadline is None else deadline - self._clock.monotonic()
+            if left is not None and left <= 0 and timeout:
+                return None
+            await self._fill(consumer, left)
+            if timeout == 0 and not self._ready:
+                return None
+
+    async def _fill(self, consumer: Consumer, left: float | None) -> None:
+        """Wait until something may be ready or ``left`` seconds passed."""
+        room = consumer.options.prefetch - consumer.pending
+        if self._pump is None and room > 0:
+            # The pump outlives a cancelled or timed-out receive, so that what it received is not lost.
+            self._pump = asyncio.get_running_loop().create_task(consumer.receive(room, _RECEIVE))
+            self._pump.add_done_callback(self._ring)
+        if self._pump is None or not self._pump.done():
+            self._wake = asyncio.get_running_loop().create_future()
+            timer = self._clock.call_later(max(left, 0.01), self._ring) if left is not None else None
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+                if timer is not None:
+                    timer.cancel()
+        if self._closed:
+            raise Closed("these deliveries were closed while one was waited for")
+        if self._pump is not None and self._pump.done():
+            pump, self._pump = self._pump, None
+            for inbound in pump.result():
+                if self._lanes is None or self._lanes.enter(inbound):
+                    self._ready.append(inbound)
+
+    def _ring(self, _: object = None) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _resume(self, inbound: Inbound) -> None:
+        self._ready.append(inbound)
+        self._ring()
+
+    def _leave(self, inbound: Inbound) -> None:
+        if self._fate is not None and self._fate.waits(inbound):
+            return
+        if self._fate is not None:
+            self._fate.attempts.pop(inbound, None)
+        if self._lanes is not None:
+            following = self._lanes.leave(inbound)
+            if following is not None:
+                self._ready.append(following)
+        self._ring()
+
+    async def aclose(self) -> None:
+        """Close the consumer; what was not settled goes back.  Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ring()
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        if self._fate is not None:
+            await self._fate.aclose()
+        if self._consumer is not None:
+            await self._consumer.aclose()
+
+    # --- brokerkit.delivery.Settler ---
+
+    async def settle_ack(self, inbound: Inbound) -> None:
+        consumer, _ = self._parts()
+        consumer.ack(inbound)
+        self._metrics.count("handled")
+        self._leave(inbound)
+
+    async def settle_nack(self, inbound: Inbound, attempt: int, delay: float | None) -> None:
+        _, fate = self._parts()
+        wait = self._policy.delay(attempt, random.random) if delay is None else delay
+        fate.check_delay(wait)
+        await fate.again(inbound, attempt, wait)
+        self._leave(inbound)
+
+    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
+        _, fate = self._parts()
+        await fate.bury(inbound, attempt, "rejected", reason)
+        self._leave(inbound)
+
+    async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:
+        consumer, _ = self._parts()
+        await consumer.extend(inbounds, seconds)
+
+    def is_live(self, inbound: Inbound) -> bool:
+        return not self._closed and self._consumer is not None and self._consumer.driver.live(inbound)
+
+    def _parts(self) -> tuple[Consumer, Disposition]:
+        if self._consumer is None or self._fate is None:
+            raise Closed("these deliveries were never opened")
+        return self._consumer, self._fate

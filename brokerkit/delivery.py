@@ -1,0 +1,147 @@
+"""`Delivery`: one message in the hands of the application, to be settled with one of three verbs."""
+
+from __future__ import annotations
+
+import builtins
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
+
+from brokerkit import codec
+from brokerkit.envelope import message_of
+from brokerkit.errors import AlreadySettled, CapabilityNotSupported
+from brokerkit.message import Message
+from brokerkit.spi import Inbound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Delivery", "Settler"]
+
+T = TypeVar("T")
+
+
+class Settler(Protocol):
+    """Who carries out what a `Delivery` is settled with."""
+
+    async def settle_ack(self, inbound: Inbound) -> None: ...
+
+    async def settle_nack(self, inbound: Inbound, attempt: int, delay: float | None) -> None:
+        """Give back for another attempt; ``delay`` None takes the topic's backoff."""
+
+    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None: ...
+
+    async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None: ...
+
+    def is_live(self, inbound: Inbound) -> bool: ...
+
+
+class Delivery:
+    """One delivery of a message.
+
+    `ack` says done, `nack` again (counted), `reject` dead letter.  The same verb twice is a no-op, another one
+    raises `AlreadySettled`.  Settling after the connection was lost returns quietly; `stale` is then True and
+    the broker delivers the message again.
+
+    ``async with delivery:`` acknowledges on success and nacks, with the topic's backoff, on an error.
+    """
+
+    __slots__ = ("_inbound", "_message", "_received", "_settler", "_verb", "attempt", "cancelled")
+
+    def __init__(self, inbound: Inbound, settler: Settler, attempt: int, receive_time: float) -> None:
+        self._inbound = inbound
+        self._settler = settler
+        self._message: Message | None = None
+        self._received = receive_time
+        self._verb: str | None = None
+        #: Which start of a handler this is: 1 for the first.
+        self.attempt = attempt
+        #: Set when the handler's timeout passed: a sync handler, which nothing can stop, should look at it.
+        self.cancelled = False
+
+    @property
+    def message(self) -> Message:
+        """The message."""
+        if self._message is None:
+            self._message = message_of(self._inbound, self._received, self.attempt)
+        return self._message
+
+    @property
+    def native(self) -> Any:
+        """The client library's own message."""
+        return self._inbound.native
+
+    @property
+    def stale(self) -> bool:
+        """Whether the connection or assignment that it came by is gone; it will be delivered again."""
+        return self._verb is None and not self._settler.is_live(self._inbound)
+
+    @property
+    def settled(self) -> bool:
+        """Whether one of the verbs was used."""
+        return self._verb is not None
+
+    @overload
+    def payload(self) -> Any: ...
+    @overload
+    def payload(self, type: builtins.type[T]) -> T: ...
+
+    def payload(self, type: Any = Any) -> Any:
+        """Return the body decoded into ``type``; raise `DecodeError` when it does not fit."""
+        return codec.decode(self._inbound.body, type)
+
+    async def ack(self) -> None:
+        """Settle as done."""
+        if self._settle("ack"):
+            await self._settler.settle_ack(self._inbound)
+
+    async def nack(self, delay: float | None = 0.0) -> None:
+        """Give back for another attempt after ``delay`` seconds; None takes the topic's backoff."""
+        if self._settle("nack"):
+            try:
+                await self._settler.settle_nack(self._inbound, self.attempt, delay)
+            except CapabilityNotSupported:
+                # Refused, so nothing happened: another verb may follow.
+                self._verb = None
+                raise
+
+    async def reject(self, reason: str = "rejected") -> None:
+        """Make it a dead letter of its group."""
+        if self._settle("reject"):
+            await self._settler.settle_reject(self._inbound, self.attempt, reason)
+
+    async def extend(self, seconds: float) -> None:
+        """Keep the delivery for ``seconds`` from now, where deliveries have leases."""
+        await self._settler.extend([self._inbound], seconds)
+
+    def _settle(self, verb: str) -> bool:
+        """Return whether ``verb`` is to be carried out."""
+        if self._verb is None:
+            self._verb = verb
+            return True
+        if self._verb == verb:
+            return False
+        raise AlreadySettled(
+            f"the delivery of message {self._inbound.message_id} was settled with {self._verb} before; "
+            f"{verb} would contradict it",
+            topic=self._inbound.topic,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: builtins.type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._verb is not None:
+            return
+        if error is None:
+            await self.ack()
+        elif isinstance(error, Exception):
+            await self.nack(None)
+        # Else the task is being cancelled: left unsettled, it goes back when the consumer closes.
+
+    def __repr__(self) -> str:
+        return (
+            f"<Delivery {self._inbound.message_id} of {self._inbound.topic}:{self._inbound.group} "
+            f"attempt {self.attempt} {self._verb or 'unsettled'}>"
+        )

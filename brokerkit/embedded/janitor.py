@@ -1,0 +1,178 @@
+"""What a file needs in the background: checkpoints, retention, the removal of deleted groups, and its space back.
+
+Everything is done in small steps, each a short transaction, so that senders and consumers hardly notice.  Nothing
+runs while nothing is written, but for one look a minute.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brokerkit.embedded.transaction import Transaction
+from brokerkit.errors import BrokerError
+from brokerkit.spi import Clock
+
+__all__ = ["Janitor", "collect_garbage", "expire_messages", "give_space_back"]
+
+#: Seconds between two checkpoints while there is writing (speed.md: a commit then takes at most 5 ms).
+_CHECKPOINT = 0.1
+#: Seconds between two sweeps while there is writing, and at rest.
+_SWEEP = 2.0
+_IDLE = 60.0
+#: Rows that one step looks at.
+STEP = 1000
+#: Pages that one step gives back to the file system.
+_PAGES = 500
+#: Free pages worth giving back: fewer are soon used again.
+_SPARE_PAGES = 16_384
+
+Call = Callable[[Callable[[Transaction], Any]], Any]
+
+
+class Janitor:
+    """A thread of one store that cleans up after it."""
+
+    def __init__(self, path: Path, call: Call, clock: Clock, *, age: float, size: int) -> None:
+        self._path = path
+        self._call = call
+        self._clock = clock
+        self._age = age
+        self._size = size
+        self._wake = threading.Event()
+        self._halt = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=f"brokerkit janitor {path.name}", daemon=True)
+        self._thread.start()
+
+    def note_write(self) -> None:
+        """Something was committed.  Called after every commit, so it must cost next to nothing."""
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; returns when the step that runs has ended."""
+        self._halt.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            busy = 0.0
+            while not self._halt.is_set():
+                if not self._wake.wait(_IDLE):
+                    self._sweep_safely()
+                    continue
+                if self._halt.wait(_CHECKPOINT):
+                    return
+                self._wake.clear()
+                _checkpoint(connection)
+                busy += _CHECKPOINT
+                if busy >= _SWEEP:
+                    busy = 0.0
+                    self._sweep_safely()
+        finally:
+            connection.close()
+
+    def _sweep_safely(self) -> None:
+        try:
+            self.sweep()
+        except (BrokerError, sqlite3.Error):
+            # A full or damaged file: senders and consumers are told, and the next sweep tries again.
+            return
+
+    def sweep(self) -> None:
+        """Do everything that is due now.  May be called by any thread that is not an event loop's."""
+        while not self._halt.is_set() and self._call(collect_garbage):
+            continue
+        cutoff = self._clock.time() - self._age
+        cursor: int | None = 0
+        while not self._halt.is_set() and cursor is not None:
+            position = cursor
+            cursor = self._call(lambda tx: expire_messages(tx, position, cutoff, self._size))  # noqa: B023
+        while not self._halt.is_set() and self._call(give_space_back):
+            continue
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    except sqlite3.Error:
+        # Another process checkpoints, or the disk is full: the next one comes in a moment.
+        return
+
+
+def expire_messages(tx: Transaction, after: int, cutoff: float, max_bytes: int) -> int | None:
+    """Remove a step of old messages of the log; return where to go on, None when nothing older is left.
+
+    Old is what was stored before ``cutoff``, or anything while the file holds more than ``max_bytes``.  What a
+    group still has is never removed.
+    """
+    execute = tx.connection.execute
+    (oldest,) = execute("SELECT stored FROM message WHERE seq > ? ORDER BY seq LIMIT 1", (after,)).fetchone() or (None,)
+    if oldest is None:
+        return None
+    too_large = used_bytes(tx.connection) > max_bytes
+    if oldest >= cutoff and not too_large:
+        return None
+    (last,) = execute(
+        "SELECT max(seq) FROM (SELECT seq FROM message WHERE seq > ? ORDER BY seq LIMIT ?)", (after, STEP)
+    ).fetchone()
+    execute(
+        "DELETE FROM message AS m WHERE m.seq > ? AND m.seq <= ? AND m.topic_id IS NOT NULL AND (? OR m.stored < ?)"
+        " AND NOT EXISTS (SELECT 1 FROM scheduled s"
+        "                 WHERE s.topic_id = m.topic_id AND s.due = m.due AND s.seq = m.seq)"
+        " AND NOT EXISTS (SELECT 1 FROM grp g CROSS JOIN ready r ON r.group_id = g.id AND r.rank = -m.priority"
+        "                 AND r.seq = m.seq WHERE g.topic_id = m.topic_id)"
+        " AND m.seq NOT IN (SELECT seq FROM leased)",
+        (after, last, too_large, cutoff),
+    )
+    return int(last)
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return how much of the file is in use."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    return int((pages - free) * size)
+
+
+def collect_garbage(tx: Transaction) -> bool:
+    """Remove a step of what belonged to a deleted group or topic; return whether there may be more."""
+    execute = tx.connection.execute
+    found = execute("SELECT kind, id FROM garbage LIMIT 1").fetchone()
+    if found is None:
+        return False
+    kind, number = found
+    places = (("scheduled", "topic_id", "due, seq"),)
+    if kind == "group":
+        places = (
+            ("ready", "group_id", "rank, seq"),
+            ("later", "group_id", "due, seq"),
+            ("dead", "group_id", "seq"),
+        )  # type: ignore[assignment]
+    removed = 0
+    for table, owner, place in places:
+        step = f"SELECT {place} FROM {table} WHERE {owner} = ?1 ORDER BY {place} LIMIT {STEP}"
+        if kind == "group":
+            # What was sent to this group alone goes with it.
+            execute(f"DELETE FROM message WHERE topic_id IS NULL AND seq IN (SELECT seq FROM ({step}))", (number,))
+        removed += execute(f"DELETE FROM {table} WHERE {owner} = ?1 AND ({place}) IN ({step})", (number,)).rowcount
+    if not removed:
+        execute("DELETE FROM garbage WHERE kind = ? AND id = ?", (kind, number))
+    return True
+
+
+def give_space_back(tx: Transaction) -> bool:
+    """Shrink the file by a step when much of it is free; return whether there is more to give."""
+    (pages,) = tx.connection.execute("PRAGMA page_count").fetchone()
+    (free,) = tx.connection.execute("PRAGMA freelist_count").fetchone()
+    if free < max(_SPARE_PAGES, pages // 4):
+        return False
+    tx.connection.execute(f"PRAGMA incremental_vacuum({_PAGES})").fetchall()
+    return True

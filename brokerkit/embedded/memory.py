@@ -1,0 +1,629 @@
+"""The store in memory: ``memory://name`` is shared by the whole process, ``memory://`` belongs to one connection."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
+from typing import ClassVar
+
+from brokerkit.embedded.audience import Audience, Subscriber
+from brokerkit.embedded.queues import Entry, Group, Lanes, Record, Topic, inbound
+from brokerkit.embedded.settings import EmbeddedSettings
+from brokerkit.embedded.store import Claimant
+from brokerkit.errors import BrokerError, ConfigurationError, MessageTooLarge, TopicNotFound, TopologyConflict
+from brokerkit.spi import (
+    Clock,
+    GroupSpec,
+    GroupStats,
+    Inbound,
+    Outbound,
+    SystemClock,
+    ToDead,
+    ToGroup,
+    ToInbox,
+    TopicSpec,
+    ToTopic,
+)
+
+__all__ = ["MemoryStore"]
+
+#: The topic whose groups are the inboxes.  No application can name it: names that begin with "bk." are refused.
+_INBOXES = "bk.inboxes"
+
+
+class MemoryStore:
+    """A `Store` in plain data structures, usable from several event loops in several threads.
+
+    Every operation holds one lock for its short time and wakes consumers afterwards.
+    """
+
+    persistent = False
+
+    #: By (process id, name): after a fork the child finds none and begins with an empty store.
+    _named: ClassVar[dict[tuple[int, str], MemoryStore]] = {}
+
+    def __init__(self, settings: EmbeddedSettings, clock: Clock, *, name: str = "") -> None:
+        self._settings = settings
+        self._clock = clock
+        self._name = name
+        self._lock = threading.Lock()
+        self._opened = 0
+        self._topics: dict[str, Topic] = {_INBOXES: Topic(_INBOXES, ordered=False)}
+        self._audiences: dict[tuple[str, str], Audience] = {}
+        self._numbers = count(1)
+        self._tokens = count(1)
+
+    @classmethod
+    def named(cls, name: str, settings: EmbeddedSettings, clock: Clock) -> MemoryStore:
+        """Return this process' store ``name``; make it, with these settings, when there is none.
+
+        It lives until the process ends or `forget`.  Raise `ConfigurationError` when a connection with another
+        clock has it open: the two would not agree on what is due.
+        """
+        process = os.getpid()
+        for key in list(cls._named):
+            if key[0] != process:
+                cls._named.pop(key, None)
+        store = cls._named.setdefault((process, name), cls(settings, clock, name=name))
+        with store._lock:
+            if store._clock is not clock and not (type(clock) is type(store._clock) is SystemClock):
+                if store._opened:
+                    raise ConfigurationError(
+                        f"memory://{name} is open with another clock in this process: "
+                        "use the same clock or another name",
+                        backend="embedded",
+                    )
+                store._clock = clock
+        return store
+
+    @classmethod
+    def forget(cls, name: str) -> None:
+        """Let the next connection to ``name`` begin with an empty store.  Those that are open keep theirs."""
+        cls._named.pop((os.getpid(), name), None)
+
+    async def open(self) -> None:
+        with self._lock:
+            self._opened += 1
+
+    async def close(self) -> None:
+        with self._lock:
+            self._opened -= 1
+            if self._opened == 0 and not self._name:
+                self._topics = {_INBOXES: Topic(_INBOXES, ordered=False)}
+
+    # --- sending ----------------------------------------------------------------------------------------------
+
+    async def send(self, messages: Sequence[Outbound]) -> list[BrokerError | None]:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        outcomes: list[BrokerError | None] = []
+        with self._lock:
+            for message in messages:
+                fault = self._fault(message)
+                if fault is None:
+                    self._put(message, now, woken)
+                outcomes.append(fault)
+        for audience in woken:
+            audience.call()
+        return outcomes
+
+    def _fault(self, message: Outbound) -> BrokerError | None:
+        """Return why ``message`` cannot be stored."""
+        size = len(message.body)
+        if size > self._settings.max_message_size:
+            return MessageTooLarge(
+                f"the body has {size} bytes; max_message_size allows {self._settings.max_message_size}",
+                topic=getattr(message.destination, "topic", None),
+                backend="embedded",
+            )
+        destination = message.destination
+        if type(destination) is ToTopic:
+            if destination.topic not in self._topics:
+                return _no_topic(destination.topic)
+        elif isinstance(destination, ToGroup | ToDead):
+            topic = self._topics.get(destination.topic)
+            if topic is None:
+                return _no_topic(destination.topic)
+            if destination.group not in topic.groups:
+                return _no_group(destination.topic, destination.group)
+        return None
+
+    def _put(self, message: Outbound, now: float, woken: set[Audience]) -> None:
+        destination = message.destination
+        due = message.due
+        if type(destination) is ToTopic:
+            topic = self._topics[destination.topic]
+            if topic.later and topic.later[0][0] <= now:
+                self._ripen(topic, now, woken)
+            record = Record(message, True)
+            if due is not None and due > now:
+                self._schedule(topic, record, None, due, woken)
+            else:
+                self._fan_out(topic, record, now, woken)
+        elif isinstance(destination, ToGroup):
+            topic = self._topics[destination.topic]
+            group = topic.groups[destination.group]
+            if topic.later and topic.later[0][0] <= now:
+                self._ripen(topic, now, woken)
+            record = Record(message, False)
+            if due is not None and due > now:
+                self._schedule(topic, record, group, due, woken)
+            else:
+                self._enter(group, record, now, woken)
+        elif isinstance(destination, ToDead):
+            group = self._topics[destination.topic].groups[destination.group]
+            record = Record(message, False)
+            record.seq = next(self._numbers)
+            record.stored = now
+            group.dead[record.seq] = Entry(record, None, 0.0)
+        elif isinstance(destination, ToInbox):
+            inbox = self._topics[_INBOXES].groups.get(destination.address)
+            if inbox is not None:
+                self._enter(inbox, Record(message, False), now, woken)
+
+    def _schedule(self, topic: Topic, record: Record, group: Group | None, due: float, woken: set[Audience]) -> None:
+        heappush(topic.later, (due, next(self._numbers), record, group))
+        if group is None:
+            topic.delayed += 1
+        else:
+            group.delayed += 1
+        if topic.later[0][2] is record:
+            # Whoever sleeps until the next event must learn that it is nearer now.
+            woken.update(other.audience for other in topic.groups.values())
+
+    def _fan_out(self, topic: Topic, record: Record, now: float, woken: set[Audience]) -> None:
+        record.seq = next(self._numbers)
+        record.stored = now
+        tag = record.tag
+        pending = 0
+        for group in topic.groups.values():
+            if group.tags is None or tag in group.tags:
+                group.ready.put(record)
+                pending += 1
+                if group.audience.members:
+                    woken.add(group.audience)
+        record.pending = pending
+        if not pending:
+            self._retain(topic, record)
+
+    def _enter(self, group: Group, record: Record, now: float, woken: set[Audience]) -> None:
+        record.seq = next(self._numbers)
+        record.stored = now
+        record.pending = 1
+        group.ready.put(record)
+        woken.add(group.audience)
+
+    def _ripen(self, topic: Topic, now: float, woken: set[Audience]) -> None:
+        """Make ready what is due, in the order of due times."""
+        later = topic.later
+        while later and later[0][0] <= now:
+            _, _, record, group = heappop(later)
+            if group is None:
+                topic.delayed -= 1
+                self._fan_out(topic, record, now, woken)
+            else:
+                group.delayed -= 1
+                self._enter(group, record, now, woken)
+
+    def _retain(self, topic: Topic, record: Record) -> None:
+        """Keep a record that all groups settled for groups to come, as long as the limits allow."""
+        settled = topic.settled
+        settled.append(record)
+        topic.settled_bytes += len(record.body)
+        settings = self._settings
+        while settled and (
+            len(settled) > settings.retention_messages or topic.settled_bytes > settings.retention_bytes
+        ):
+            topic.settled_bytes -= len(settled.popleft().body)
+
+    def _settle(self, topic: Topic, record: Record) -> None:
+        """Note that one group no longer holds ``record``."""
+        record.pending -= 1
+        if record.logged and record.pending <= 0:
+            self._retain(topic, record)
+
+    # --- claiming and settling ----------------------------------------------------------------------------------
+
+    async def claim(self, claimant: Claimant, limit: int) -> list[Inbound]:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        with self._lock:
+            topic, group = self._find(claimant.topic, claimant.group)
+            if topic.later and topic.later[0][0] <= now:
+                self._ripen(topic, now, woken)
+            if group.lease_end <= now:
+                self._expire(group, now, woken)
+            if claimant.ordered and not isinstance(group.ready, Lanes):
+                group.ready = Lanes.of(group.ready, iter(group.leases.values()))
+            until = now + claimant.lease
+            entries = group.ready.take(limit, claimant.owner, until)
+            if entries and until < group.lease_end:
+                group.lease_end = until
+            tokens = self._tokens
+            leases = group.leases
+            name, within = group.name, topic.name
+            claimed = []
+            for entry in entries:
+                token = next(tokens)
+                leases[token] = entry
+                claimed.append(inbound(entry, within, name, token))
+        for audience in woken:
+            audience.call()
+        return claimed
+
+    def next_event(self, topic: str, group: str) -> float | None:
+        with self._lock:
+            found = self._topics.get(topic)
+            if found is None or group not in found.groups:
+                return None
+            event = found.groups[group].lease_end
+            if found.later:
+                event = min(event, found.later[0][0])
+        return None if event == inf else event
+
+    async def ack(self, claimant: Claimant, messages: Sequence[Inbound]) -> int:
+        stale = 0
+        wake = False
+        with self._lock:
+            topic, group = self._look(claimant)
+            if topic is None or group is None:
+                return len(messages)
+            leases = group.leases
+            for message in messages:
+                entry = leases.pop(message.token, None)
+                if entry is None:
+                    stale += self._bury(group, message.token)
+                    continue
+                record = entry.record
+                record.pending -= 1
+                if not record.pending and record.logged:
+                    self._retain(topic, record)
+                if group.ready.settle(entry):
+                    wake = True
+            if not leases and not group.taken:
+                group.lease_end = inf
+        if wake:
+            group.audience.call()
+        return stale
+
+    def _bury(self, group: Group, token: int) -> int:
+        """Remove a dead letter that is leased under ``token``; return 1 when there is none."""
+        number = group.taken.pop(token, None)
+        if number is None:
+            return 1
+        del group.dead[number]
+        return 0
+
+    async def release(self, claimant: Claimant, messages: Sequence[Inbound]) -> int:
+        stale = 0
+        with self._lock:
+            _, group = self._look(claimant)
+            if group is None:
+                return len(messages)
+            for message in messages:
+                if not self._give_back(group, message.token, started=False):
+                    stale += 1
+        group.audience.call()
+        return stale
+
+    def _give_back(self, group: Group, token: int, *, started: bool) -> bool:
+        """End one lease; return False when there is none under ``token``."""
+        entry = group.leases.pop(token, None)
+        if entry is not None:
+            entry.redelivered = True
+            entry.started = entry.started and started
+            entry.owner = None
+            group.ready.put_back(entry)
+            return True
+        number = group.taken.pop(token, None)
+        if number is None:
+            return False
+        group.dead[number].owner = None
+        return True
+
+    def _expire(self, group: Group, now: float, woken: set[Audience]) -> None:
+        """Give back what is leased no longer and find out when the next lease ends."""
+        nearest = inf
+        for token, entry in self._leased(group):
+            if entry.until <= now:
+                self._give_back(group, token, started=True)
+                woken.add(group.audience)
+            elif entry.until < nearest:
+                nearest = entry.until
+        group.lease_end = nearest
+
+    def _leased(self, group: Group) -> list[tuple[int, Entry]]:
+        return [*group.leases.items(), *((token, group.dead[number]) for token, number in group.taken.items())]
+
+    async def extend(self, claimant: Claimant, messages: Sequence[Inbound], until: float) -> int:
+        stale = 0
+        with self._lock:
+            _, group = self._look(claimant)
+            if group is None:
+                return len(messages)
+            for message in messages:
+                entry = group.leases.get(message.token)
+                if entry is None and message.token in group.taken:
+                    entry = group.dead[group.taken[message.token]]
+                if entry is None:
+                    stale += 1
+                    continue
+                entry.until = until
+                group.lease_end = min(group.lease_end, until)
+        group.audience.call()
+        return stale
+
+    async def settle_with(self, claimant: Claimant, message: Inbound, outbounds: Sequence[Outbound]) -> None:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        with self._lock:
+            topic, group = self._look(claimant)
+            token = message.token
+            if topic is None or group is None or (token not in group.leases and token not in group.taken):
+                return
+            for outbound in outbounds:
+                fault = self._fault(outbound)
+                if fault is not None:
+                    raise fault
+            for outbound in outbounds:
+                self._put(outbound, now, woken)
+            entry = group.leases.pop(token, None)
+            if entry is None:
+                self._bury(group, token)
+            else:
+                self._settle(topic, entry.record)
+                if group.ready.settle(entry):
+                    woken.add(group.audience)
+        for audience in woken:
+            audience.call()
+
+    def mark_started(self, claimant: Claimant, message: Inbound) -> None:
+        with self._lock:
+            _, group = self._look(claimant)
+            entry = group.leases.get(message.token) if group is not None else None
+            if entry is not None:
+                entry.started = True
+
+    # --- consumers ----------------------------------------------------------------------------------------------
+
+    def subscribe(self, topic: str, group: str, wake: Callable[[], None]) -> Callable[[], None]:
+        subscriber = Subscriber(wake)
+        with self._lock:
+            audience = self._audience(topic, group)
+            audience.members = (*audience.members, subscriber)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                audience.members = tuple(member for member in audience.members if member is not subscriber)
+
+        return unsubscribe
+
+    async def attach(self, topic: str | None, owner: str) -> tuple[str, str]:
+        with self._lock:
+            place = _INBOXES if topic is None else topic
+            found = self._topics.get(place)
+            if found is None:
+                raise _no_topic(place)
+            name = f"bk.{'inbox' if topic is None else 'broadcast'}.{owner}"
+            group = found.groups[name] = Group(name, self._audience(place, name), ordered=False, tags=None)
+            group.owner = owner
+        return place, name
+
+    async def detach(self, owner: str) -> None:
+        woken: set[Audience] = set()
+        with self._lock:
+            for topic in self._topics.values():
+                for group in list(topic.groups.values()):
+                    if group.owner == owner:
+                        self._remove(topic, group)
+                        self._audiences.pop((topic.name, group.name), None)
+                        continue
+                    for token, entry in self._leased(group):
+                        if entry.owner == owner:
+                            self._give_back(group, token, started=False)
+                            woken.add(group.audience)
+        for audience in woken:
+            audience.call()
+
+    # --- management ---------------------------------------------------------------------------------------------
+
+    async def declare(self, topic: TopicSpec, group: GroupSpec | None) -> None:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        with self._lock:
+            found = self._topics.get(topic.name)
+            if found is not None:
+                _check_ordered(topic, found.ordered, None)
+                self._ripen(found, now, woken)
+            existing = found.groups.get(group.name) if found is not None and group is not None else None
+            if existing is not None and group is not None:
+                _check_ordered(topic, existing.ordered, group)
+            if found is None:
+                found = self._topics[topic.name] = Topic(topic.name, ordered=topic.ordered)
+            if group is not None:
+                tags = _tags(group.tag)
+                if existing is None:
+                    audience = self._audience(topic.name, group.name)
+                    woken.add(audience)
+                    made = Group(group.name, audience, ordered=group.ordered, tags=tags)
+                    if group.start == "earliest":
+                        self._fill(found, made, now - self._settings.retention_age)
+                    found.groups[group.name] = made
+                else:
+                    # Never narrowed: other processes may still rely on the tags that they declared.
+                    existing.tags = None if tags is None or existing.tags is None else existing.tags | tags
+        for audience in woken:
+            audience.call()
+
+    def _fill(self, topic: Topic, group: Group, since: float) -> None:
+        """Put the retained messages of the topic into a new group."""
+        for record in topic.log():
+            if group.wants(record.tag) and record.stored >= since:
+                group.ready.put(record)
+                record.pending += 1
+        # They return to the settled ones when this group has settled them as well.
+        kept = [record for record in topic.settled if not record.pending]
+        topic.settled.clear()
+        topic.settled.extend(kept)
+        topic.settled_bytes = sum(len(record.body) for record in kept)
+
+    async def verify(self, topic: TopicSpec, group: GroupSpec | None) -> None:
+        with self._lock:
+            found = self._topics.get(topic.name)
+            if found is None:
+                raise _no_topic(topic.name)
+            _check_ordered(topic, found.ordered, None)
+            if group is None:
+                return
+            existing = found.groups.get(group.name)
+            if existing is None:
+                raise _no_group(topic.name, group.name)
+            _check_ordered(topic, existing.ordered, group)
+            tags = _tags(group.tag)
+            if existing.tags is not None and (tags is None or not tags <= existing.tags):
+                raise TopologyConflict(
+                    f"group {group.name!r} of topic {topic.name!r} has the tag filter "
+                    f"{'||'.join(sorted(existing.tags))!r}, which does not cover {group.tag!r}: declare it again",
+                    topic=topic.name,
+                    backend="embedded",
+                )
+
+    async def delete(self, topic: str, group: str | None) -> None:
+        woken = []
+        with self._lock:
+            found = self._topics.get(topic)
+            if found is None:
+                return
+            for existing in list(found.groups.values()):
+                if group is None or existing.name == group:
+                    self._remove(found, existing)
+                    woken.append(existing.audience)
+            if group is None:
+                del self._topics[topic]
+        for audience in woken:
+            audience.call()
+
+    def _remove(self, topic: Topic, group: Group) -> None:
+        del topic.groups[group.name]
+        topic.forget(group)
+        for record in group.ready.records():
+            self._settle(topic, record)
+        for entry in group.leases.values():
+            self._settle(topic, entry.record)
+
+    async def purge(self, topic: str, group: str) -> int:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        with self._lock:
+            found, existing = self._refresh(topic, group, now, woken)
+            records = list(existing.ready.records())
+            existing.ready.clear()
+            for record in records:
+                self._settle(found, record)
+        for audience in woken:
+            audience.call()
+        return len(records)
+
+    async def stats(self, topic: str, group: str) -> GroupStats:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        with self._lock:
+            found, existing = self._refresh(topic, group, now, woken)
+            oldest = existing.ready.oldest()
+            stats = GroupStats(
+                topic=topic,
+                group=group,
+                ready=len(existing.ready),
+                unsettled=len(existing.leases),
+                # What is scheduled for the whole topic will be in this group, as far as its tags match.
+                delayed=found.delayed + existing.delayed,
+                dead=len(existing.dead),
+                consumers=len(existing.audience.members),
+                oldest_age=None if oldest is None else max(0.0, now - oldest),
+                source="memory",
+                as_of=now,
+            )
+        for audience in woken:
+            audience.call()
+        return stats
+
+    async def browse(self, topic: str, group: str, limit: int) -> list[Inbound]:
+        with self._lock:
+            found, existing = self._find(topic, group)
+            letters = zip(existing.dead.values(), range(limit), strict=False)
+            return [inbound(entry, found.name, existing.name, None) for entry, _ in letters]
+
+    async def claim_dead(self, claimant: Claimant, limit: int, ids: frozenset[str] | None) -> list[Inbound]:
+        now = self._clock.time()
+        woken: set[Audience] = set()
+        with self._lock:
+            topic, group = self._refresh(claimant.topic, claimant.group, now, woken)
+            claimed = []
+            for number, entry in self._free_letters(group, ids):
+                if len(claimed) == limit:
+                    break
+                token = next(self._tokens)
+                group.taken[token] = number
+                entry.owner = claimant.owner
+                entry.until = now + claimant.lease
+                group.lease_end = min(group.lease_end, entry.until)
+                claimed.append(inbound(entry, topic.name, group.name, token))
+        for audience in woken:
+            audience.call()
+        return claimed
+
+    def _free_letters(self, group: Group, ids: frozenset[str] | None) -> Iterable[tuple[int, Entry]]:
+        for number, entry in group.dead.items():
+            if entry.owner is None and (ids is None or entry.record.message_id in ids):
+                yield number, entry
+
+    # --- looking up ---------------------------------------------------------------------------------------------
+
+    def _find(self, topic: str, group: str) -> tuple[Topic, Group]:
+        found = self._topics.get(topic)
+        if found is None:
+            raise _no_topic(topic)
+        existing = found.groups.get(group)
+        if existing is None:
+            raise _no_group(topic, group)
+        return found, existing
+
+    def _look(self, claimant: Claimant) -> tuple[Topic | None, Group | None]:
+        topic = self._topics.get(claimant.topic)
+        return topic, None if topic is None else topic.groups.get(claimant.group)
+
+    def _refresh(self, topic: str, group: str, now: float, woken: set[Audience]) -> tuple[Topic, Group]:
+        found, existing = self._find(topic, group)
+        self._ripen(found, now, woken)
+        if existing.lease_end <= now:
+            self._expire(existing, now, woken)
+        return found, existing
+
+    def _audience(self, topic: str, group: str) -> Audience:
+        return self._audiences.setdefault((topic, group), Audience())
+
+
+def _tags(expression: str) -> frozenset[str] | None:
+    """Return the tags of a filter in normal form; None matches everything."""
+    return None if expression == "*" else frozenset(expression.split("||"))
+
+
+def _check_ordered(topic: TopicSpec, ordered: bool, group: GroupSpec | None) -> None:
+    asked = topic.ordered if group is None else group.ordered
+    if asked != ordered:
+        what = f"topic {topic.name!r}" if group is None else f"group {group.name!r} of topic {topic.name!r}"
+        raise TopologyConflict(
+            f"{what} exists with ordered={ordered}, not ordered={asked}", topic=topic.name, backend="embedded"
+        )
+
+
+def _no_topic(topic: str) -> TopicNotFound:
+    return TopicNotFound(f"topic {topic!r} does not exist: declare it first", topic=topic, backend="embedded")
+
+
+def _no_group(topic: str, group: str) -> TopicNotFound:
+    return TopicNotFound(f"topic {topic!r} has no group {group!r}: declare it first", topic=topic, backend="embedded")

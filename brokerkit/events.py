@@ -1,0 +1,59 @@
+"""What the error hook of a manager is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from brokerkit.message import Message
+
+__all__ = ["ErrorEvent", "ErrorHook", "ErrorHooks"]
+
+log = logging.getLogger("brokerkit")
+
+EventKind = Literal["failed", "dead", "dropped", "receive", "policy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorEvent:
+    """One thing that went wrong.
+
+    kind: ``failed`` a handler failed and the message comes again; ``dead`` it became a dead letter; ``dropped`` it
+    is gone, as the backend has no dead letters; ``receive`` a consumer has trouble; ``policy`` brokerkit failed.
+    """
+
+    kind: EventKind
+    topic: str
+    group: str
+    reason: str
+    error: BaseException | None = None
+    message: Message | None = None
+    attempt: int | None = None
+    handler: str | None = None
+
+
+ErrorHook = Callable[[ErrorEvent], object]
+
+
+class ErrorHooks:
+    """The hooks of one manager; a hook that fails is logged and hurts nobody."""
+
+    def __init__(self) -> None:
+        self._hooks: list[ErrorHook] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
+    def add(self, hook: ErrorHook) -> None:
+        """Call ``hook`` with every `ErrorEvent`, on the manager's loop."""
+        self._hooks.append(hook)
+
+    def tell(self, event: ErrorEvent) -> None:
+        """Call all hooks."""
+        for hook in self._hooks:
+            try:
+                hook(event)
+            except Exception:
+                log.exception("the error hook %r failed on %s", hook, event.kind)

@@ -1,0 +1,97 @@
+"""Effectively once: claim, run, complete, send follow-ups, acknowledge (guarantee 3)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from brokerkit.errors import BrokerError
+from brokerkit.follow_ups import dump, load
+from brokerkit.idempotency import Busy, Done, IdempotencyStore
+from brokerkit.spi import Inbound
+
+if TYPE_CHECKING:
+    from brokerkit.runner import Runner, Tools
+    from brokerkit.subscription import Subscription
+
+__all__ = ["handle_once"]
+
+log = logging.getLogger("brokerkit.worker")
+
+#: The loser of a claim looks again after at least and at most so many seconds.
+_SOONEST, _LATEST = 0.1, 2.0
+
+
+async def handle_once(
+    runner: Runner, sub: Subscription, tools: Tools, inbound: Inbound, attempt: int, key: str
+) -> None:
+    """Handle one delivery whose identity is ``key`` so that a completed one never runs again."""
+    from brokerkit.runner import CRASHED
+
+    store = tools.store
+    if store is None:
+        raise RuntimeError("an idempotent handler was started without a store")
+    consumer = sub.consumer
+    owner = tools.new_id()
+    claim = await store.claim(key, owner, tools.claim_lease, attempt)
+    if isinstance(claim, Done):
+        tools.metrics.count("duplicates")
+        await _finish(store, sub, key, owner, inbound, None if claim.sent else claim.follow_ups)
+        return
+    if isinstance(claim, Busy):
+        # Somebody handles it right now; the attempt stays the same.
+        delay = min(max(claim.until - tools.clock.time(), _SOONEST), _LATEST)
+        await sub.fate.later(inbound, delay)
+        return
+    if sub.is_suspect(inbound):
+        # The store counted each start, crashes included: that makes the limit exact.
+        attempt = max(attempt, await store.starts(key))
+        if attempt > runner.policy.max_attempts and runner.policy.exhausted == "dead":
+            await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, runner.name)
+            await store.forget(key)
+            return
+    sub.claims[key] = owner
+    try:
+        value, delivery = await runner._run(inbound, attempt)
+    except BaseException:
+        # Cancelled: the attempt did not end, another worker may have it.
+        sub.claims.pop(key, None)
+        await store.abandon(key, owner)
+        raise
+    sub.claims.pop(key, None)
+    if isinstance(value, BaseException):
+        await store.abandon(key, owner)
+        await runner._failed(inbound, attempt, value)
+        return
+    if delivery is not None and delivery.settled:
+        await store.abandon(key, owner)
+        return
+    outbounds = await runner._conclude(inbound, attempt, value)
+    if outbounds is None:
+        await store.abandon(key, owner)
+        return
+    follow_ups = dump(outbounds)
+    try:
+        ours = await store.complete(key, owner, None, follow_ups)
+    except BrokerError as error:
+        # Not recorded, so not acknowledged: it will run again.
+        log.error("the completion of a message for %s could not be recorded: %s", runner.name, error)
+        consumer.release(inbound)
+        return
+    if not ours:
+        # The claim ended while the handler ran, and another worker has it now: it settles the message.
+        await sub.fate.later(inbound, _SOONEST)
+        return
+    tools.metrics.count("handled")
+    await _finish(store, sub, key, owner, inbound, follow_ups)
+
+
+async def _finish(
+    store: IdempotencyStore, sub: Subscription, key: str, owner: str, inbound: Inbound, follow_ups: bytes | None
+) -> None:
+    """Send what a completed message caused, remember that, acknowledge."""
+    outbounds = load(follow_ups)
+    if not outbounds:
+        sub.consumer.ack(inbound)
+    elif await sub.consumer.forward(inbound, outbounds):
+        await store.mark_sent(key, owner)

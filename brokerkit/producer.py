@@ -1,0 +1,281 @@
+"""`Producer`: checks, declares, sends and, where that may help, sends again with the same id."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from brokerkit import codec
+from brokerkit.envelope import check_options
+from brokerkit.errors import BrokerError, MessageTooLarge, PayloadError
+from brokerkit.link import Link
+from brokerkit.message import Message
+from brokerkit.metrics import Metrics
+from brokerkit.spi import Capability, Outbound, ProducerDriver, ToTopic
+from brokerkit.topic import Topic
+
+__all__ = ["Producer", "SendOutcome"]
+
+#: Messages of one `send_many` that are encoded and handed to the driver together.
+_CHUNK = 500
+#: Chunks of one `send_many` under way at once: one is encoded while the other is stored.
+_CHUNKS_IN_FLIGHT = 2
+#: Pause before a send is tried again, in seconds: doubled each time, with full jitter.
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class SendOutcome:
+    """What became of one message of `send_many`: ``error`` is None when it is stored."""
+
+    message_id: str
+    error: BrokerError | None = None
+
+
+class Producer:
+    """Sends for one manager.  All coroutines run on the manager's loop."""
+
+    def __init__(
+        self,
+        link: Link,
+        ids: Callable[[], str],
+        metrics: Metrics,
+        *,
+        send_timeout: float = 30.0,
+        max_message_size: int | None = None,
+    ) -> None:
+        self._link = link
+        self._clock = link.clock
+        self._topology = link.topology
+        self._ids = ids
+        self._metrics = metrics
+        self._send_timeout = send_timeout
+        self._max_size = max_message_size
+        self._driver: ProducerDriver | None = None
+        #: `Topic` objects that the topology knows already.
+        self._entered: set[Topic[Any]] = set()
+
+    # --- the public calls ---
+
+    async def send(self, topic: Topic[Any] | str, payload: object, options: Mapping[str, Any]) -> str:
+        """Send one message; return its id when the broker has taken responsibility for it."""
+        name = self._enter(topic)
+        outbound = self.outbound(name, payload, options)
+        driver = self._driver
+        if driver is None or self._link.closed or not self._link.is_declared(name):
+            driver = await self._prepare(name)
+        self._check_offers(name, outbound)
+        error = (await driver.send((outbound,)))[0]
+        if error is not None:
+            error = (await self._insist([outbound], [error], self._send_timeout))[0]
+            if error is not None:
+                self._metrics.count("send_failed")
+                raise error
+        self._metrics.count("sent")
+        return outbound.message_id
+
+    async def send_many(
+        self, topic: Topic[Any] | str, payloads: Iterable[object], options: Mapping[str, Any]
+    ) -> list[SendOutcome]:
+        """Send many messages; return one outcome each, in their order.  A bad one fails alone."""
+        if options.get("message_id") is not None:
+            raise PayloadError("send_many makes an id for each message; message_id cannot be given")
+        name = self._enter(topic)
+        # Options that cannot work fail the call, not a thousand messages.
+        check_options(options, self._clock.time())
+        driver = await self._prepare(name)
+        outcomes: list[SendOutcome] = []
+        under_way: list[tuple[list[SendOutcome | Outbound], asyncio.Task[list[BrokerError | None]]]] = []
+
+        async def finish_oldest() -> None:
+            parts, task = under_way.pop(0)
+            errors = iter(await task)
+            outcomes.extend(
+                SendOutcome(part.message_id, next(errors)) if isinstance(part, Outbound) else part for part in parts
+            )
+
+        loop = asyncio.get_running_loop()
+        try:
+            for chunk in _chunks(payloads, _CHUNK):
+                parts = [self._try_outbound(name, payload, options) for payload in chunk]
+                good = [part for part in parts if isinstance(part, Outbound)]
+                if len(under_way) == _CHUNKS_IN_FLIGHT:
+                    await finish_oldest()
+                under_way.append((parts, loop.create_task(self._deliver(driver, good, self._send_timeout))))
+            while under_way:
+                await finish_oldest()
+        finally:
+            for _, task in under_way:
+                task.cancel()
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        self._metrics.count("sent", len(outcomes) - failed)
+        if failed:
+            self._metrics.count("send_failed", failed)
+        return outcomes
+
+    async def deliver(self, outbounds: Sequence[Outbound], timeout: float | None = None) -> list[BrokerError | None]:
+        """Send what the core itself sends (retries, dead letters, follow-ups, replies); return the outcomes.
+
+        Nothing is declared: a destination the core sends to exists, or the outcome says that it does not.
+        """
+        driver = self._driver or await self._link.producer()
+        return await self._deliver(driver, outbounds, self._send_timeout if timeout is None else timeout)
+
+    async def prepare(self, topic: str) -> None:
+        """Connect and declare ``topic`` without sending."""
+        await self._prepare(topic)
+
+    def new_id(self) -> str:
+        """Return an id for one more message."""
+        return self._ids()
+
+    def now(self) -> float:
+        """Return the wall-clock time."""
+        return self._clock.time()
+
+    # --- making the outbound ---
+
+    def outbound(self, name: str, payload: object, options: Mapping[str, Any]) -> Outbound:
+        """Return the checked and encoded message.  Raise `PayloadError` or `MessageTooLarge`; no I/O."""
+        if isinstance(payload, Message):
+            return self._of_message(name, payload, options)
+        body, content_type = codec.encode(payload)
+        if self._max_size is not None:
+            self._check_size(name, len(body))
+        now = self._clock.time()
+        spec = self._topology.ensure(name)
+        if not options:
+            return Outbound(
+                destination=ToTopic(name),
+                body=body,
+                message_id=self._ids(),
+                content_type=content_type,
+                timestamp=now,
+                ordered=spec.ordered,
+            )
+        headers, due = check_options(options, now)
+        if due is not None and spec.ordered:
+            raise PayloadError("a delayed message has no place in the order of an ordered topic", topic=name)
+        return Outbound(
+            destination=ToTopic(name),
+            body=body,
+            message_id=options.get("message_id") or self._ids(),
+            headers=headers,
+            due=due,
+            key=options.get("key"),
+            tag=options.get("tag"),
+            type=options.get("type"),
+            content_type=content_type,
+            priority=options.get("priority", 0),
+            timestamp=now,
+            correlation_id=options.get("correlation_id"),
+            reply_to=options.get("reply_to"),
+            ordered=spec.ordered,
+            native=options.get("native"),
+        )
+
+    def _of_message(self, name: str, message: Message, options: Mapping[str, Any]) -> Outbound:
+        """Merge a `Message` with the options of the call; the options win."""
+        given: dict[str, Any] = {
+            "key": message.key,
+            "tag": message.tag,
+            "type": message.type,
+            "headers": message.headers or None,
+            "ttl": message.ttl,
+            "priority": message.priority,
+            "message_id": message.message_id,
+            "correlation_id": message.correlation_id,
+            "reply_to": message.reply_to,
+            "parent": message.parent_id,
+        }
+        if options.get("delay") is None and options.get("due") is None:
+            given["due"] = message.due
+        given = {key: value for key, value in given.items() if value is not None}
+        outbound = self.outbound(name, message.body, {**given, **options})
+        outbound.content_type = message.content_type or outbound.content_type
+        return outbound
+
+    def _try_outbound(self, name: str, payload: object, options: Mapping[str, Any]) -> SendOutcome | Outbound:
+        try:
+            outbound = self.outbound(name, payload, options)
+            self._check_offers(name, outbound)
+        except BrokerError as error:
+            error.with_context(topic=name, backend=self._link.backend.name)
+            return SendOutcome(getattr(payload, "message_id", None) or self._ids(), error)
+        return outbound
+
+    def _check_size(self, name: str, size: int) -> None:
+        if self._max_size is not None and size > self._max_size:
+            raise MessageTooLarge(
+                f"the body has {size} bytes, the configured max_message_size is {self._max_size}", topic=name
+            )
+
+    def _check_offers(self, name: str, outbound: Outbound) -> None:
+        if outbound.due is not None:
+            self._link.require(Capability.DELAYED_SEND, name, "a delayed send")
+
+    # --- sending ---
+
+    def _enter(self, topic: Topic[Any] | str) -> str:
+        if isinstance(topic, str):
+            self._topology.ensure(topic)
+            return topic
+        if topic not in self._entered:
+            self._topology.add_topic(topic)
+            self._entered.add(topic)
+        return topic.name
+
+    async def _prepare(self, name: str) -> ProducerDriver:
+        driver = self._driver = await self._link.producer()
+        if not self._link.is_declared(name):
+            await self._link.declare(name)
+        return driver
+
+    async def _deliver(
+        self, driver: ProducerDriver, outbounds: Sequence[Outbound], timeout: float
+    ) -> list[BrokerError | None]:
+        if not outbounds:
+            return []
+        errors = list(await driver.send(outbounds))
+        if any(errors):
+            errors = await self._insist(outbounds, errors, timeout)
+        return errors
+
+    async def _insist(
+        self, outbounds: Sequence[Outbound], errors: list[BrokerError | None], timeout: float
+    ) -> list[BrokerError | None]:
+        """Send again, with the same ids, what failed with a retryable error, until ``timeout`` seconds passed."""
+        deadline = self._clock.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while True:
+            again = [index for index, error in enumerate(errors) if error is not None and error.retryable]
+            wait = random.uniform(pause / 2, pause)
+            if not again or self._clock.monotonic() + wait >= deadline:
+                break
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            await self._clock.sleep(wait)
+            driver = await self._link.producer()
+            for index, error in zip(again, await driver.send([outbounds[i] for i in again]), strict=True):
+                errors[index] = error
+        return [self._with_context(outbound, error) for outbound, error in zip(outbounds, errors, strict=True)]
+
+    def _with_context(self, outbound: Outbound, error: BrokerError | None) -> BrokerError | None:
+        if error is None:
+            return None
+        topic = getattr(outbound.destination, "topic", None)
+        return error.with_context(topic=topic, backend=self._link.backend.name)
+
+
+def _chunks(items: Iterable[object], size: int) -> Iterable[list[object]]:
+    chunk: list[object] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

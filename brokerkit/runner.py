@@ -1,0 +1,338 @@
+"""`Runner`: runs one handler for the deliveries of its group and decides what becomes of each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from brokerkit.deadlines import DeadlineTable
+from brokerkit.delivery import Delivery
+from brokerkit.envelope import expires_of, message_of
+from brokerkit.errors import DecodeError, Reject, Retry
+from brokerkit.events import ErrorHooks
+from brokerkit.executors import ThreadExecutor
+from brokerkit.follow_ups import FollowUps
+from brokerkit.handler import CallPlan
+from brokerkit.message import Message
+from brokerkit.metrics import Metrics
+from brokerkit.process_executor import ProcessExecutor, WorkerCrashed
+from brokerkit.results import Outcome, outcome_of
+from brokerkit.retry import RetryPolicy
+from brokerkit.router import HandlerSpec
+from brokerkit.spi import Clock, Inbound, Outbound
+
+if TYPE_CHECKING:
+    from brokerkit.idempotency import IdempotencyStore
+    from brokerkit.subscription import Subscription
+
+__all__ = ["CRASHED", "HandlerFailed", "Runner", "Tools"]
+
+log = logging.getLogger("brokerkit.worker")
+
+#: Messages that a slot handles before it lets the loop turn: a handler that never suspends would starve the rest.
+_STREAK = 20
+
+#: Stands in the dead letter of a message whose handler took its process down.
+CRASHED = "the process died while it handled this message"
+
+
+class Tools(Protocol):
+    """What all runners of one worker share."""
+
+    clock: Clock
+    metrics: Metrics
+    hooks: ErrorHooks
+    deadlines: DeadlineTable
+    follow_ups: FollowUps
+    store: IdempotencyStore | None
+    claim_lease: float
+    new_id: Callable[[], str]
+
+    def threads(self, spec: HandlerSpec) -> ThreadExecutor: ...
+
+    def processes(self, spec: HandlerSpec) -> ProcessExecutor: ...
+
+
+class HandlerFailed(Exception):
+    """The handler returned a result that says it failed."""
+
+
+class Runner:
+    """A pool of ``concurrency`` slots, each a task that takes deliveries from one queue.
+
+    A task per message would cost three times as much as the whole core.
+    """
+
+    def __init__(self, spec: HandlerSpec, policy: RetryPolicy, tools: Tools, subscription: Subscription) -> None:
+        """Resolve the handler's signature; raise `ConfigurationError` when it can never be called."""
+        self.spec = spec
+        self.policy = policy
+        self.name = spec.name
+        self.plan = CallPlan(spec.function, spec.name)
+        self.queue: deque[Inbound] = deque()
+        self.running: set[Inbound] = set()
+        #: Sync handlers that outlived their timeout: since when, monotonic.
+        self.stuck: dict[Inbound, float] = {}
+        self._tools = tools
+        self._sub = subscription
+        self._function = spec.function
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._slots: set[asyncio.Task[None]] = set()
+        self._in_process = spec.executor == "process"
+        if self._in_process:
+            if self.plan.needs_delivery:
+                raise spec._wrong("a handler in a process cannot get a Delivery")
+            tools.processes(spec).check(spec.function)
+        # A handler that takes the payload alone needs no list of arguments.
+        self._decode = self.plan.decode if not self.plan.extras else None
+        self._warned_reply = False
+        self._warned_id = False
+
+    # --- the slots ---
+
+    def submit(self, inbound: Inbound) -> None:
+        """Queue a delivery."""
+        self.queue.append(inbound)
+        if self._idle:
+            idle = self._idle.popleft()
+            if not idle.done():
+                idle.set_result(None)
+        elif len(self._slots) < self.spec.concurrency:
+            task = asyncio.get_running_loop().create_task(self._slot(), name=f"brokerkit-handler-{self.name}")
+            self._slots.add(task)
+            task.add_done_callback(self._slots.discard)
+
+    async def _slot(self) -> None:
+        loop = asyncio.get_running_loop()
+        queue, running, sub = self.queue, self.running, self._sub
+        streak = 0
+        while True:
+            while queue:
+                inbound = queue.popleft()
+                running.add(inbound)
+                try:
+                    await self._handle(inbound)
+                except Exception as error:
+                    # Not the handler's failure but ours: the message goes back and the fault is reported.
+                    log.exception("brokerkit failed on a message for %s", self.name)
+                    sub.give_back(inbound, error, self.name)
+                finally:
+                    running.discard(inbound)
+                    sub.after(inbound)
+                streak += 1
+                if streak >= _STREAK:
+                    streak = 0
+                    await asyncio.sleep(0)
+            idle = loop.create_future()
+            self._idle.append(idle)
+            await idle
+
+    def take_back(self) -> list[Inbound]:
+        """Return what is queued and not started, and forget it."""
+        waiting = list(self.queue)
+        self.queue.clear()
+        return waiting
+
+    async def cancel(self) -> None:
+        """End the slots; what runs is cancelled and stays unsettled."""
+        slots = list(self._slots)
+        for slot in slots:
+            slot.cancel()
+        await asyncio.gather(*slots, return_exceptions=True)
+
+    # --- one delivery ---
+
+    async def _handle(self, inbound: Inbound) -> None:
+        sub = self._sub
+        consumer = sub.consumer
+        if not consumer.driver.live(inbound):
+            consumer.drop_stale(inbound)
+            return
+        attempt = 1
+        if inbound.headers or inbound.native_attempt != 1 or sub.fate.attempts:
+            attempt = sub.fate.attempt(inbound)
+            expires = expires_of(inbound)
+            if expires is not None and expires <= self._tools.clock.time():
+                await consumer.expire(inbound)
+                return
+            if sub.crashed(inbound) and attempt > self.policy.max_attempts and self.policy.exhausted == "dead":
+                await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, self.name)
+                return
+        if self.spec.idempotent:
+            key = self._key(inbound)
+            if key is not None:
+                await self._handle_once(inbound, attempt, key)
+                return
+        outcome, delivery = await self._run(inbound, attempt)
+        if isinstance(outcome, BaseException):
+            await self._failed(inbound, attempt, outcome)
+        elif delivery is None or not delivery.settled:
+            if outcome is None and inbound.reply_to is None:
+                consumer.ack(inbound)
+                self._tools.metrics.count("handled")
+            else:
+                await self._succeeded(inbound, attempt, outcome)
+
+    async def _run(self, inbound: Inbound, attempt: int) -> tuple[Any, Delivery | None]:
+        """Run the handler; return its value, or the exception it failed with, and the delivery if there is one."""
+        tools = self._tools
+        delivery: Delivery | None = None
+        monotonic = tools.clock.monotonic
+        self._sub.consumer.mark_started(inbound)
+        began = monotonic()
+        try:
+            if self._decode is not None:
+                arguments = [self._decode(inbound.body)]
+            else:
+                now = tools.clock.time()
+                delivery = Delivery(inbound, self._sub, attempt, now)
+                arguments = self.plan.arguments(inbound, delivery, lambda: message_of(inbound, now, attempt))
+            if not self.plan.is_async:
+                delivery = delivery or Delivery(inbound, self._sub, attempt, began)
+                value = await self._run_sync(arguments, inbound, delivery)
+            elif self.spec.timeout is None and not self._in_process:
+                value = await self._function(*arguments)
+            elif self._in_process:
+                value = await self._run_sync(arguments, inbound, delivery)
+            else:
+                value = await self._run_with_timeout(arguments, self.spec.timeout or 0.0)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The handler cancelled itself: that is its failure, not ours.
+            return error, delivery
+        except Exception as error:
+            return error, delivery
+        except SystemExit as error:
+            # Would end the loop, and with it every other handler.
+            return HandlerFailed(f"the handler called sys.exit({error.code!r})"), delivery
+        finally:
+            tools.metrics.record_latency("handle", monotonic() - began)
+        return value, delivery
+
+    async def _run_with_timeout(self, arguments: list[Any], timeout: float) -> Any:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a handler runs in a task")
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        deadline = self._tools.deadlines.add(timeout, expire)
+        try:
+            value = await self._function(*arguments)
+        except asyncio.CancelledError:
+            if expired and not task.uncancel():
+                raise TimeoutError(f"the handler ran longer than its timeout of {timeout:g} s") from None
+            raise
+        finally:
+            self._tools.deadlines.remove(deadline)
+        if expired:
+            # It swallowed the cancellation and finished its work after all.
+            task.uncancel()
+        return value
+
+    async def _run_sync(self, arguments: list[Any], inbound: Inbound, delivery: Delivery | None) -> Any:
+        tools, timeout = self._tools, self.spec.timeout
+        if self._in_process:
+            return await tools.processes(self.spec).submit(self._function, tuple(arguments), timeout)
+        future = tools.threads(self.spec).submit(self._function, *arguments)
+        if timeout is None:
+            return await future
+
+        def expire() -> None:
+            # Nothing can stop a thread: it is told, and the slot stays taken until it returns.
+            if delivery is not None:
+                delivery.cancelled = True
+            self.stuck[inbound] = tools.clock.monotonic()
+            log.warning(
+                "handler %s runs longer than its timeout of %g s; threads cannot be stopped", self.name, timeout
+            )
+
+        deadline = tools.deadlines.add(timeout, expire)
+        try:
+            value = await future
+        finally:
+            tools.deadlines.remove(deadline)
+            late = self.stuck.pop(inbound, None) is not None
+        if late:
+            raise TimeoutError(f"the handler ran longer than its timeout of {timeout:g} s")
+        return value
+
+    # --- what becomes of it ---
+
+    async def _succeeded(self, inbound: Inbound, attempt: int, value: Any) -> None:
+        outbounds = await self._conclude(inbound, attempt, value)
+        if outbounds is None:
+            return
+        if not outbounds:
+            self._sub.consumer.ack(inbound)
+            self._tools.metrics.count("handled")
+        elif await self._sub.consumer.forward(inbound, outbounds):
+            self._tools.metrics.count("handled")
+
+    async def _conclude(self, inbound: Inbound, attempt: int, value: Any) -> list[Outbound] | None:
+        """Return what is to be sent for a handler's value; None when the value says that it failed."""
+        outcome = outcome_of(value) if value is not None else Outcome()
+        error: BaseException
+        if outcome.failure is not None:
+            error = HandlerFailed(outcome.failure)
+        else:
+            if outcome.has_reply and inbound.reply_to is None and not self._warned_reply:
+                self._warned_reply = True
+                log.warning("handler %s returned a value to a message without reply_to; it is ignored", self.name)
+            try:
+                return await self._tools.follow_ups.of(inbound, outcome)
+            except Exception as exc:
+                error = exc
+        await self._failed(inbound, attempt, error)
+        return None
+
+    async def _failed(self, inbound: Inbound, attempt: int, error: BaseException) -> None:
+        """Decide about a failed attempt: again later, or a dead letter."""
+        self._tools.metrics.count("failed")
+        sub, policy = self._sub, self.policy
+        if isinstance(error, Reject):
+            await sub.fate.bury(inbound, attempt, "rejected", error.reason, self.name)
+        elif isinstance(error, DecodeError):
+            await sub.fate.bury(inbound, attempt, "undecodable", error, self.name)
+        elif not isinstance(error, asyncio.CancelledError) and not policy.is_retryable(error):
+            await sub.fate.bury(inbound, attempt, "not-retryable", error, self.name)
+        elif attempt >= policy.max_attempts and policy.exhausted == "dead":
+            reason = "worker-crash" if isinstance(error, WorkerCrashed) else "exhausted"
+            await sub.fate.bury(inbound, attempt, reason, error, self.name)
+        else:
+            asked = error.delay if isinstance(error, Retry) else None
+            delay = asked if asked is not None else policy.delay(attempt, random.random)
+            await sub.fate.again(inbound, attempt, max(0.0, delay), error, self.name)
+
+    # --- effectively once ---
+
+    def _key(self, inbound: Inbound) -> str | None:
+        """Return the key of the delivery in the idempotency store; None where it has none."""
+        identity = inbound.message_id
+        if self.spec.dedup_key is not None:
+            identity = self.spec.dedup_key(self._message(inbound))
+        if identity is None:
+            if not self._warned_id:
+                self._warned_id = True
+                log.warning("handler %s is idempotent, but a message came without an id; give dedup_key=", self.name)
+            return None
+        return f"{inbound.topic}\x1f{inbound.group}\x1f{identity}"
+
+    def _message(self, inbound: Inbound) -> Message:
+        return message_of(inbound, self._tools.clock.time())
+
+    async def _handle_once(self, inbound: Inbound, attempt: int, key: str) -> None:
+        # Imported here: an application without idempotency needs neither the stores nor sqlite3.
+        from brokerkit.once import handle_once
+
+        await handle_once(self, self._sub, self._tools, inbound, attempt, key)

@@ -1,0 +1,354 @@
+"""`Subscription`: one group of one topic in a worker: intake, dispatch, order, suspects, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from brokerkit.consumer import Consumer
+from brokerkit.disposition import MAX_HELD_DELAY, Disposition
+from brokerkit.envelope import SUSPECT, attempt_of
+from brokerkit.errors import BrokerError, CapabilityNotSupported, Closed, ConfigurationError, TopicNotFound
+from brokerkit.lanes import Lanes
+from brokerkit.names import TagFilter
+from brokerkit.retry import RetryPolicy
+from brokerkit.router import HandlerSpec
+from brokerkit.runner import CRASHED, Runner
+from brokerkit.spi import ConsumerOptions, Inbound
+from brokerkit.suspects import Suspects
+
+if TYPE_CHECKING:
+    from brokerkit.worker import Worker
+
+__all__ = ["Subscription"]
+
+log = logging.getLogger("brokerkit.worker")
+
+#: Seconds that one receive waits; also how long a drain may wait for it on a driver that cannot be cancelled.
+_RECEIVE = 1.0
+#: Pauses after trouble with the consumer, in seconds: doubled up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+
+class Subscription:
+    """The handlers of one (topic, group), which share one consumer."""
+
+    consumer: Consumer
+    fate: Disposition
+
+    def __init__(self, worker: Worker, topic: str, group: str) -> None:
+        self.topic = topic
+        self.group = group
+        self.claims: dict[str, str] = {}
+        self.paused = False
+        self._worker = worker
+        self._runners: dict[str | None, Runner] = {}
+        self._lanes: Lanes | None = None
+        self._suspects = Suspects(worker.clock, self._dispatch, self._stamp, lambda work: self.fate.spawn(work))
+        self._intake_task: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._open = False
+
+    # --- set-up ---
+
+    def add(self, spec: HandlerSpec, policy: RetryPolicy) -> None:
+        """Add a handler; raise `ConfigurationError` where it contradicts the others of the group."""
+        if spec.type in self._runners:
+            raise ConfigurationError(
+                f"two handlers for topic {self.topic!r}, group {self.group!r}, type {spec.type!r}", topic=self.topic
+            )
+        for other in self.specs:
+            for name in ("broadcast", "native"):
+                if getattr(other, name) != getattr(spec, name):
+                    raise ConfigurationError(
+                        f"handlers {other.name} and {spec.name} share a consumer and must agree on {name}",
+                        topic=self.topic,
+                    )
+        self._runners[spec.type] = Runner(spec, policy, self._worker, self)
+
+    @property
+    def specs(self) -> list[HandlerSpec]:
+        """The handlers' specifications."""
+        return [runner.spec for runner in self._runners.values()]
+
+    @property
+    def runners(self) -> list[Runner]:
+        """The handlers."""
+        return list(self._runners.values())
+
+    @property
+    def broadcast(self) -> bool:
+        """Whether every process gets every message."""
+        return any(runner.spec.broadcast for runner in self._runners.values())
+
+    async def open(self) -> None:
+        """Check what the handlers need, open the consumer and begin to receive."""
+        spec = self._worker.link.topology[self.topic].groups.get(self.group)
+        ordered = spec is not None and spec.ordered and not self.broadcast
+        options = ConsumerOptions(
+            topic=self.topic,
+            group=self.group,
+            prefetch=sum(runner.spec.effective_prefetch for runner in self._runners.values()),
+            tag=TagFilter(spec.tag if spec is not None else "*").expression,
+            ordered=ordered,
+            broadcast=self.broadcast,
+            native=next(iter(self._runners.values())).spec.native,
+        )
+        settings = self._worker.link.topology.settings(self.topic)
+        self.consumer = await Consumer.open(
+            self._worker.link,
+            self._worker.producer,
+            self._worker.metrics,
+            options,
+            self._worker.new_id,
+            expired=(settings.expired if settings is not None else None) or "drop",
+        )
+        self._adopt(self.consumer)
+        self._lanes = Lanes() if ordered else None
+        try:
+            self._check_policies()
+        except BaseException:
+            await self.consumer.aclose()
+            raise
+        self._open = True
+        if not self.paused:
+            self._start_intake()
+
+    def _adopt(self, consumer: Consumer) -> None:
+        self.consumer = consumer
+        consumer.on_room = self._make_room
+        worker = self._worker
+        self.fate = Disposition(consumer, worker.clock, worker.metrics, worker.hooks, worker.follow_ups, self._dispatch)
+
+    def _check_policies(self) -> None:
+        for runner in self._runners.values():
+            policy = runner.policy
+            where = f"handler {runner.name} of topic {self.topic!r}"
+            if not self.consumer.can_bury and policy.exhausted == "dead" and not self.broadcast:
+                raise CapabilityNotSupported(
+                    f"{where}: this connection has no dead letters; give "
+                    f"retry=RetryPolicy(exhausted='requeue') or use another backend",
+                    topic=self.topic,
+                )
+            held = self._lanes is not None or self.broadcast or not self.consumer.can_delay
+            if held and policy.max_delay > MAX_HELD_DELAY and policy.max_attempts > 1:
+                raise ConfigurationError(
+                    f"{where}: retries wait in memory here, at most {MAX_HELD_DELAY:g} s; "
+                    f"max_delay is {policy.max_delay:g}",
+                    topic=self.topic,
+                )
+            if self._lanes is not None and not self.consumer.counts_starts and self._worker.store is None:
+                log.warning(
+                    "%s: without an idempotency store a crash is not counted as an attempt in an ordered group", where
+                )
+
+    # --- intake ---
+
+    def _start_intake(self) -> None:
+        name = f"brokerkit-intake-{self.topic}:{self.group}"
+        self._intake_task = asyncio.get_running_loop().create_task(self._intake(), name=name)
+
+    async def _stop_intake(self) -> None:
+        task, self._intake_task = self._intake_task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _intake(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._receive_for_ever()
+            except Closed:
+                if self._worker.link.closed:
+                    return
+            except TopicNotFound as error:
+                self.fate.tell("receive", str(error), error=error)
+                self._worker.link.forget(self.topic)
+                await self._reopen()
+            except BrokerError as error:
+                self.fate.tell("receive", str(error), error=error)
+                log.warning("receiving from %s:%s failed: %s", self.topic, self.group, error)
+            except Exception as error:
+                # A fault of a driver must not end a group in silence.
+                self.fate.tell("receive", str(error), error=error)
+                log.exception("receiving from %s:%s failed", self.topic, self.group)
+            await self._worker.clock.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _reopen(self) -> None:
+        """Replace a consumer whose topic was deleted; what it delivered cannot be settled any more."""
+        old = self.consumer
+        try:
+            await self._worker.link.declare(self.topic)
+            new = await Consumer.open(
+                self._worker.link, self._worker.producer, self._worker.metrics, old.options, self._worker.new_id
+            )
+        except BrokerError as error:
+            log.warning("topic %s is gone and could not be declared again: %s", self.topic, error)
+            return
+        await self.fate.aclose()
+        self._adopt(new)
+        await old.aclose()
+
+    async def _receive_for_ever(self) -> None:
+        prefetch = self.consumer.options.prefetch
+        few = max(1, prefetch // 4)
+        loop = asyncio.get_running_loop()
+        while True:
+            consumer = self.consumer
+            room = prefetch - consumer.pending
+            # Large batches cost less a message; while plenty waits here there is no hurry.
+            if room <= 0 or (room < few and self._queued() >= few):
+                self._room = loop.create_future()
+                await self._room
+                self._room = None
+                continue
+            for inbound in await consumer.receive(room, _RECEIVE):
+                self._admit(inbound)
+
+    def _queued(self) -> int:
+        return sum(len(runner.queue) for runner in self._runners.values())
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    # --- dispatch ---
+
+    def _admit(self, inbound: Inbound) -> None:
+        # `redelivered` and `started` are falsy on almost every message.
+        if (inbound.redelivered or inbound.started) and self._lanes is None and not self.broadcast:
+            if self._suspects.is_suspect(inbound):
+                self._suspects.admit(inbound)
+                return
+        elif inbound.headers and SUSPECT in inbound.headers:
+            self._suspects.arrived(inbound)
+        if self._lanes is None or self._lanes.enter(inbound):
+            self._dispatch(inbound)
+
+    def _dispatch(self, inbound: Inbound) -> None:
+        runners = self._runners
+        runner = runners.get(inbound.type) or runners.get(None)
+        if runner is not None:
+            runner.submit(inbound)
+        else:
+            known = ", ".join(sorted(str(type_) for type_ in runners))
+            reason = f"no handler for type {inbound.type!r}; handlers exist for {known}"
+            self.fate.spawn(self._bury_unhandled(inbound, reason))
+
+    async def _bury_unhandled(self, inbound: Inbound, reason: str) -> None:
+        await self.fate.bury(inbound, attempt_of(inbound), "no-handler", reason, None)
+        self.after(inbound)
+
+    def is_suspect(self, inbound: Inbound) -> bool:
+        """Whether a process may have died of this message."""
+        return self._suspects.is_suspect(inbound)
+
+    def crashed(self, inbound: Inbound) -> bool:
+        """Whether a start of this message certainly ended with its process."""
+        return inbound.started is True or (inbound.started is None and SUSPECT in inbound.headers)
+
+    def after(self, inbound: Inbound) -> None:
+        """Go on after ``inbound`` left its handler: the next of its lane, the next suspect, more intake."""
+        if not self.fate.waits(inbound):
+            if self._lanes is not None:
+                following = self._lanes.leave(inbound)
+                if following is not None:
+                    self._dispatch(following)
+            if self._suspects.busy:
+                self._suspects.settled(inbound)
+            if self.fate.attempts:
+                self.fate.attempts.pop(inbound, None)
+        if self._room is not None:
+            self._make_room()
+
+    async def _stamp(self, inbound: Inbound) -> bool:
+        """Replace a suspect by its stamped copy; return whether a copy is on its way here."""
+        attempt = attempt_of(inbound)
+        runner = self._runners.get(inbound.type) or self._runners.get(None)
+        limit = runner.policy.max_attempts if runner is not None and runner.policy.exhausted == "dead" else None
+        # A stamped copy was surely started when it was lost again; an unstamped message may have been prefetched only.
+        if limit is not None and SUSPECT in inbound.headers and attempt >= limit:
+            await self.fate.bury(inbound, attempt, "worker-crash", CRASHED, None)
+            return False
+        return await self.consumer.forward(inbound, [self.consumer.settlement.suspect(inbound, attempt=attempt + 1)])
+
+    def give_back(self, inbound: Inbound, error: BaseException, handler: str) -> None:
+        """Return a message on which brokerkit itself failed."""
+        self.fate.tell("policy", str(error), inbound=inbound, error=error, handler=handler)
+        if inbound in self.consumer.unsettled:
+            self.consumer.release(inbound)
+
+    # --- what a Delivery asks for (brokerkit.delivery.Settler) ---
+
+    async def settle_ack(self, inbound: Inbound) -> None:
+        self.consumer.ack(inbound)
+        self._worker.metrics.count("handled")
+
+    async def settle_nack(self, inbound: Inbound, attempt: int, delay: float | None) -> None:
+        runner = self._runners.get(inbound.type) or self._runners[None]
+        wait = runner.policy.delay(attempt, self._worker.random) if delay is None else delay
+        self.fate.check_delay(wait)
+        await self.fate.again(inbound, attempt, wait, handler=runner.name)
+
+    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
+        await self.fate.bury(inbound, attempt, "rejected", reason, None)
+
+    async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:
+        await self.consumer.extend(inbounds, seconds)
+
+    def is_live(self, inbound: Inbound) -> bool:
+        return self.consumer.driver.live(inbound)
+
+    # --- pause, drain, close ---
+
+    async def pause(self) -> None:
+        """Stop receiving; what is queued goes back, what runs goes on."""
+        self.paused = True
+        await self._stop_intake()
+        self._return_unstarted()
+
+    def resume(self) -> None:
+        """Receive again."""
+        if self.paused:
+            self.paused = False
+            if self._open:
+                self._start_intake()
+
+    async def quiesce(self) -> None:
+        """Begin the drain: receive nothing more, give back what was not started."""
+        await self._stop_intake()
+        self._return_unstarted()
+
+    def _return_unstarted(self) -> None:
+        unstarted = [inbound for runner in self._runners.values() for inbound in runner.take_back()]
+        unstarted += self._suspects.take_back()
+        unstarted += self.fate.take_back()
+        if self._lanes is not None:
+            # Giving back one by one would reorder on some brokers; dropping the consumer keeps the order.
+            self._lanes.clear()
+            return
+        for inbound in unstarted:
+            self._suspects.gave_back(inbound)
+            if inbound in self.consumer.unsettled:
+                self.consumer.release(inbound)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no handler runs and no settlement of the core is under way."""
+        return not self.fate.busy and not any(runner.running for runner in self._runners.values())
+
+    async def aclose(self) -> None:
+        """Cancel what still runs and close the consumer, which gives back what was not settled."""
+        await self._stop_intake()
+        if not self._open:
+            return
+        self._open = False
+        self._return_unstarted()
+        for runner in self._runners.values():
+            await runner.cancel()
+        await self.fate.aclose()
+        await self.consumer.aclose()

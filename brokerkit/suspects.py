@@ -1,0 +1,121 @@
+"""Messages that were under way when a process crashed (guarantee 4).
+
+One of them may be the poison that caused the crash, so they run one at a time.  Where the backend counts the
+starts that a crash ended (START_MARKS), the count is exact and a suspect simply runs alone.  Elsewhere a message
+that was merely prefetched looks like one that was started; the suspect is then never run itself: its stamped
+copy (attempt + 1) goes to its own group, the original is acknowledged, and the copy runs when it arrives.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from brokerkit.spi import Inbound, Timer
+
+if TYPE_CHECKING:
+    from brokerkit.spi import Clock
+
+__all__ = ["Suspects"]
+
+#: Seconds after which the next suspect gets its turn although the copy of the last one did not arrive here.
+_PATIENCE = 5.0
+#: Ids of messages that this process gave back unstarted; when they come again they are no suspects.
+_REMEMBERED = 10_000
+
+
+class Suspects:
+    """The suspects of one subscription."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        run: Callable[[Inbound], None],
+        stamp: Callable[[Inbound], Awaitable[bool]],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """``run`` dispatches a delivery; ``stamp`` replaces one by its stamped copy and says whether it did."""
+        self._clock = clock
+        self._run = run
+        self._stamp = stamp
+        self._spawn = spawn
+        self._waiting: deque[Inbound] = deque()
+        self._given_back: OrderedDict[str, None] = OrderedDict()
+        #: The suspect that has its turn: the delivery that runs, or the id of a copy that is awaited.
+        self._running: Inbound | None = None
+        self._awaited: str | None = None
+        self._timer: Timer | None = None
+
+    def is_suspect(self, inbound: Inbound) -> bool:
+        """Return whether a process may have died of ``inbound``."""
+        if inbound.started is not None:
+            return inbound.started
+        return bool(inbound.redelivered) and inbound.message_id not in self._given_back
+
+    def gave_back(self, inbound: Inbound) -> None:
+        """Note that this process returns ``inbound`` unstarted."""
+        if inbound.message_id is not None and inbound.started is None:
+            self._given_back[inbound.message_id] = None
+            if len(self._given_back) > _REMEMBERED:
+                self._given_back.popitem(last=False)
+
+    def admit(self, inbound: Inbound) -> None:
+        """Take a suspect; it gets its turn later."""
+        self._waiting.append(inbound)
+        self._next()
+
+    def arrived(self, inbound: Inbound) -> None:
+        """Note that a stamped copy was received; it runs now."""
+        if inbound.message_id is not None and inbound.message_id == self._awaited:
+            self._awaited = None
+            self._running = inbound
+            self._disarm()
+
+    def settled(self, inbound: Inbound) -> None:
+        """Note that ``inbound`` was dealt with; the next suspect gets its turn when it was one."""
+        if inbound is self._running:
+            self._running = None
+            self._next()
+
+    def take_back(self) -> list[Inbound]:
+        """Return the suspects that wait, and forget everything."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._running = self._awaited = None
+        self._disarm()
+        return waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a suspect has its turn or waits for it."""
+        return bool(self._waiting) or self._running is not None or self._awaited is not None
+
+    def _next(self) -> None:
+        if self._running is not None or self._awaited is not None or not self._waiting:
+            return
+        inbound = self._waiting.popleft()
+        if inbound.started is not None:
+            self._running = inbound
+            self._run(inbound)
+        else:
+            self._awaited = inbound.message_id or ""
+            self._spawn(self._send_copy(inbound))
+
+    async def _send_copy(self, inbound: Inbound) -> None:
+        if await self._stamp(inbound) and self._awaited == (inbound.message_id or ""):
+            self._timer = self._clock.call_later(_PATIENCE, self._give_up)
+        elif self._awaited == (inbound.message_id or ""):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._awaited = None
+        self._next()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,72 @@
+"""Tools for tests: the conformance suite with its harness, private brokers, faults, and in-memory runs.
+
+Names are loaded on first use: pytest imports this package in every run of everybody who has brokerkit installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brokerkit.testing.clock import VirtualClock
+    from brokerkit.testing.deadlines import eventually, eventually_sync, within
+    from brokerkit.testing.embedded import EmbeddedHarness
+    from brokerkit.testing.faults import Answer, FaultProxy
+    from brokerkit.testing.harness import Harness, Offer, Timing
+    from brokerkit.testing.interposed import InterposedBackend
+    from brokerkit.testing.ledger import Ledger
+    from brokerkit.testing.minimal import MinimalBackend
+    from brokerkit.testing.processes import ProcessPool, WorkerProcess, report
+
+__all__ = [
+    # the suite
+    "EmbeddedHarness",
+    "Harness",
+    "InterposedBackend",
+    "MinimalBackend",
+    "Offer",
+    "Timing",
+    # time
+    "VirtualClock",
+    "eventually",
+    "eventually_sync",
+    "within",
+    # faults
+    "Answer",
+    "FaultProxy",
+    "Ledger",
+    "ProcessPool",
+    "WorkerProcess",
+    "report",
+]
+
+_HOME = {
+    "Answer": "faults",
+    "EmbeddedHarness": "embedded",
+    "FaultProxy": "faults",
+    "Harness": "harness",
+    "InterposedBackend": "interposed",
+    "Ledger": "ledger",
+    "MinimalBackend": "minimal",
+    "Offer": "harness",
+    "ProcessPool": "processes",
+    "Timing": "harness",
+    "VirtualClock": "clock",
+    "WorkerProcess": "processes",
+    "eventually": "deadlines",
+    "eventually_sync": "deadlines",
+    "report": "processes",
+    "within": "deadlines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

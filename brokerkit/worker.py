@@ -1,0 +1,235 @@
+"""`Worker`: the running handlers of one manager."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable
+from types import CodeType
+
+from brokerkit.clock import Clock
+from brokerkit.deadlines import DeadlineTable
+from brokerkit.errors import BrokerError, ConfigurationError
+from brokerkit.events import ErrorEvent, ErrorHooks
+from brokerkit.executors import ThreadExecutor
+from brokerkit.follow_ups import FollowUps
+from brokerkit.idempotency import IdempotencyStore
+from brokerkit.link import Link
+from brokerkit.metrics import Metrics
+from brokerkit.process_executor import ProcessExecutor
+from brokerkit.producer import Producer
+from brokerkit.retry import RetryPolicy
+from brokerkit.router import HandlerSpec
+from brokerkit.subscription import Subscription
+from brokerkit.watchdog import LoopWatchdog
+
+__all__ = ["Worker"]
+
+log = logging.getLogger("brokerkit.worker")
+
+#: Seconds between two looks at whether a drain is done.
+_DRAIN_LOOK = 0.02
+#: Share of a claim's lease after which it is renewed.
+_RENEW_AT = 1 / 3
+
+
+class Worker:
+    """Opens a subscription per (topic, group), runs the handlers, drains and closes."""
+
+    def __init__(
+        self,
+        link: Link,
+        producer: Producer,
+        metrics: Metrics,
+        hooks: ErrorHooks,
+        *,
+        policy_of: Callable[[HandlerSpec], RetryPolicy],
+        new_id: Callable[[], str],
+        store: IdempotencyStore | None = None,
+        claim_lease: float = 30.0,
+    ) -> None:
+        self.link = link
+        self.clock: Clock = link.clock
+        self.producer = producer
+        self.metrics = metrics
+        self.hooks = hooks
+        self.new_id = new_id
+        self.store = store
+        self.claim_lease = claim_lease
+        self.deadlines = DeadlineTable(link.clock)
+        self.follow_ups = FollowUps(producer)
+        self.random = random.random
+        self._policy_of = policy_of
+        self._subscriptions: dict[tuple[str, str], Subscription] = {}
+        self._threads: dict[int, ThreadExecutor] = {}
+        self._processes: dict[int, ProcessExecutor] = {}
+        self._watchdog = LoopWatchdog(self._handler_codes)
+        self._renewing: asyncio.Task[None] | None = None
+        self._paused: set[tuple[str, str]] = set()
+        self._adding: set[asyncio.Task[None]] = set()
+        self._hurried = False
+
+    # --- start ---
+
+    async def start(self, specs: Iterable[HandlerSpec]) -> None:
+        """Check all handlers, then open their consumers; on failure nothing is left open."""
+        if self.store is not None:
+            await self.store.open()
+        try:
+            groups: dict[tuple[str, str], list[HandlerSpec]] = {}
+            for spec in specs:
+                groups.setdefault((spec.topic, spec.group or ""), []).append(spec)
+            fresh = [self._subscription(key, members) for key, members in groups.items()]
+            for subscription in fresh:
+                await subscription.open()
+        except BaseException:
+            await self.close()
+            raise
+        self._watchdog.start()
+        if self.store is not None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_claims(), name="brokerkit-claims")
+
+    def spawn_add(self, spec: HandlerSpec) -> None:
+        """Start one more handler in the background; trouble is logged and told to the error hooks."""
+        task = asyncio.get_running_loop().create_task(self._add(spec))
+        self._adding.add(task)
+        task.add_done_callback(self._adding.discard)
+
+    async def _add(self, spec: HandlerSpec) -> None:
+        key = (spec.topic, spec.group or "")
+        running = self._subscriptions.get(key)
+        try:
+            if running is not None:
+                running.add(spec, self._policy_of(spec))
+            else:
+                await self._subscription(key, [spec]).open()
+        except BrokerError as error:
+            if running is None:
+                self._subscriptions.pop(key, None)
+            log.error("handler %s could not be started: %s", spec.name, error)
+            self.hooks.tell(ErrorEvent(kind="receive", topic=spec.topic, group=key[1], reason=str(error), error=error))
+
+    def _subscription(self, key: tuple[str, str], specs: list[HandlerSpec]) -> Subscription:
+        subscription = Subscription(self, *key)
+        for spec in specs:
+            if spec.idempotent and self.store is None:
+                raise ConfigurationError(
+                    f"handler {spec.name} is idempotent, but there is no store: set idempotency: {{store: sqlite}} "
+                    f"in the configuration or give the manager idempotency=",
+                    topic=spec.topic,
+                )
+            subscription.add(spec, self._policy_of(spec))
+        subscription.paused = key in self._paused
+        self._subscriptions[key] = subscription
+        return subscription
+
+    # --- while it runs ---
+
+    def threads(self, spec: HandlerSpec) -> ThreadExecutor:
+        """Return the threads of one sync handler, made on first use."""
+        found = self._threads.get(id(spec))
+        if found is None:
+            found = self._threads[id(spec)] = ThreadExecutor(spec.concurrency, f"brokerkit-{spec.name}")
+        return found
+
+    def processes(self, spec: HandlerSpec) -> ProcessExecutor:
+        """Return the processes of one handler with ``executor="process"``, made on first use."""
+        found = self._processes.get(id(spec))
+        if found is None:
+            found = self._processes[id(spec)] = ProcessExecutor(spec.concurrency, clock=self.clock)
+        return found
+
+    async def pause(self, topic: str, group: str | None) -> None:
+        """Stop handing out messages of a topic, or of one of its groups."""
+        for key in self._matching(topic, group):
+            self._paused.add(key)
+            await self._subscriptions[key].pause()
+
+    async def resume(self, topic: str, group: str | None) -> None:
+        """Undo `pause`."""
+        for key in self._matching(topic, group):
+            self._paused.discard(key)
+            self._subscriptions[key].resume()
+
+    def _matching(self, topic: str, group: str | None) -> list[tuple[str, str]]:
+        found = [key for key in self._subscriptions if key[0] == topic and group in (None, key[1])]
+        if not found:
+            what = f"group {group!r} of topic {topic!r}" if group else f"topic {topic!r}"
+            raise ConfigurationError(f"no handler runs for {what}", topic=topic)
+        return found
+
+    @property
+    def in_flight(self) -> int:
+        """How many handlers run right now."""
+        return sum(len(runner.running) for sub in self._subscriptions.values() for runner in sub.runners)
+
+    def stuck(self) -> dict[str, float]:
+        """Return the handlers that outlived their timeout: name -> seconds since."""
+        now = self.clock.monotonic()
+        return {
+            runner.name: now - min(runner.stuck.values())
+            for sub in self._subscriptions.values()
+            for runner in sub.runners
+            if runner.stuck
+        }
+
+    def _handler_codes(self) -> list[tuple[str, CodeType]]:
+        codes = []
+        for sub in list(self._subscriptions.values()):
+            for runner in sub.runners:
+                code = getattr(runner.spec.function, "__code__", None)
+                if isinstance(code, CodeType):
+                    codes.append((runner.name, code))
+        return codes
+
+    async def _renew_claims(self) -> None:
+        store = self.store
+        while store is not None:
+            await self.clock.sleep(self.claim_lease * _RENEW_AT)
+            for sub in self._subscriptions.values():
+                for key, owner in list(sub.claims.items()):
+                    try:
+                        await store.renew([key], owner, self.claim_lease)
+                    except BrokerError as error:
+                        log.warning("the claim on a message of %s could not be renewed: %s", sub.topic, error)
+
+    # --- stop ---
+
+    async def stop(self, timeout: float) -> bool:
+        """Drain: what runs may finish within ``timeout`` seconds, the rest goes back.  Return whether all finished."""
+        subscriptions = list(self._subscriptions.values())
+        await asyncio.gather(*(sub.quiesce() for sub in subscriptions))
+        deadline = self.clock.monotonic() + timeout
+        while not (done := all(sub.idle for sub in subscriptions)):
+            left = deadline - self.clock.monotonic()
+            if left <= 0 or self._hurried:
+                log.warning("%d handlers did not finish within %g s; their messages go back", self.in_flight, timeout)
+                break
+            await self.clock.sleep(min(_DRAIN_LOOK, left))
+        await self.close()
+        return done
+
+    def hurry(self) -> None:
+        """End a drain that is under way now."""
+        self._hurried = True
+
+    async def close(self) -> None:
+        """End everything now; what is unsettled goes back."""
+        for adding in self._adding:
+            adding.cancel()
+        await asyncio.gather(*self._adding, return_exceptions=True)
+        subscriptions, self._subscriptions = list(self._subscriptions.values()), {}
+        await asyncio.gather(*(sub.aclose() for sub in subscriptions))
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+            self._renewing = None
+        self._watchdog.stop()
+        self.deadlines.close()
+        for threads in self._threads.values():
+            threads.close(wait=False)
+        for processes in self._processes.values():
+            processes.close(wait=False)
+        if self.store is not None:
+            await self.store.aclose()
