@@ -7,6 +7,9 @@ manager.send("orders", {"id": 1})         # returns when the message is stored
 from __future__ import annotations
 
 from brokerkit.admin import Admin, DeadLetter
+from brokerkit.blocking import Manager
+from brokerkit.blocking_admin import BlockingAdmin, BlockingMonitor
+from brokerkit.blocking_deliveries import BlockingDeliveries, BlockingDelivery
 from brokerkit.clock import Clock, SystemClock
 from brokerkit.deliveries import Deliveries
 from brokerkit.delivery import Delivery
@@ -33,6 +36,7 @@ from brokerkit.errors import (
     Unroutable,
 )
 from brokerkit.events import ErrorEvent
+from brokerkit.export import ExportTask
 from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
 from brokerkit.metrics import LatencySummary, MetricsSnapshot
@@ -47,6 +51,7 @@ from brokerkit.topic import Group, Topic
 __all__ = [
     # the managers and what is registered with them
     "AsyncManager",
+    "Manager",
     "Router",
     "Topic",
     "Group",
@@ -55,17 +60,22 @@ __all__ = [
     "Message",
     "Delivery",
     "Deliveries",
+    "BlockingDelivery",
+    "BlockingDeliveries",
     "SendOptions",
     "SendOutcome",
     # what handlers return and raise
     "MessageResult",
     "ConsumeResult",
+    "ExportTask",
     "Reject",
     "Retry",
     # administration and figures
     "Admin",
     "DeadLetter",
     "Monitor",
+    "BlockingAdmin",
+    "BlockingMonitor",
     "Health",
     "Lag",
     "QueueStatus",

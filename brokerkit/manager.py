@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -22,7 +20,7 @@ from brokerkit.events import ErrorHook, ErrorHooks
 from brokerkit.follow_ups import FollowUps
 from brokerkit.handler import CallPlan
 from brokerkit.link import Link
-from brokerkit.message import MessageIds
+from brokerkit.message import Message, MessageIds
 from brokerkit.metrics import Metrics
 from brokerkit.monitor import Monitor
 from brokerkit.names import check_topic
@@ -31,6 +29,7 @@ from brokerkit.requests import Requests
 from brokerkit.retry import RetryPolicy, resolve_policy
 from brokerkit.router import HandlerSpec, Router
 from brokerkit.spi import Backend, Capability, ConnectOptions, ConsumerOptions
+from brokerkit.stopping import StopRequest, stop_signals
 from brokerkit.topic import Topic
 from brokerkit.topology import Topology
 from brokerkit.worker import Worker
@@ -124,7 +123,7 @@ class AsyncManager(Router):
             given = {key: value for key, value in self._given.items() if value is not None}
             if isinstance(backend, str):
                 given["backend"] = backend
-            self._settings = load_settings(**given).for_manager(self.name)
+            self._settings = load_settings(name=self.name, **given)
         return self._settings
 
     @property
@@ -180,10 +179,8 @@ class AsyncManager(Router):
 
     async def aclose(self) -> None:
         """Stop the handlers, close everything.  Idempotent.  A closed manager connects again by `connect`."""
-        session = self._session
-        self._closed = True
-        if session is None or session.pid != os.getpid() or session.loop.is_closed():
-            self._session = None
+        session = self._detach()
+        if session is None:
             return
         await self.stop()
         for deliveries in list(session.consuming):
@@ -191,6 +188,27 @@ class AsyncManager(Router):
         await session.requests.aclose()
         await session.link.aclose()
         self._session = None
+
+    def _detach(self) -> _Session | None:
+        """Refuse new calls from now on; return what must be closed, None when nothing is open here."""
+        self._closed = True
+        session = self._session
+        if session is None or session.pid != os.getpid() or session.loop.is_closed():
+            self._forsake(session)
+            self._session = None
+            return None
+        return session
+
+    @staticmethod
+    def _forsake(session: _Session | None) -> None:
+        if session is not None and session.pid != os.getpid():
+            # The tasks of the parent's loop end with the session; they have nothing to say in the child.
+            session.loop.set_exception_handler(lambda loop, context: None)
+
+    async def _leave(self) -> None:
+        """Close in a hurry: what is unsettled goes back at once."""
+        await self.stop(timeout=0)
+        await self.aclose()
 
     def _use(self) -> _Session:
         """Return the session of this loop and process, making it on the first use."""
@@ -203,6 +221,7 @@ class AsyncManager(Router):
         if session is not None and session.pid != os.getpid():
             # A fork: the parent's connection is not ours to use or to close.
             self._ids.renew()
+            self._forsake(session)
         elif session is not None and not session.loop.is_closed():
             raise RuntimeError(
                 "this manager is in use on another event loop; close it there first, or make a manager per loop"
@@ -251,7 +270,8 @@ class AsyncManager(Router):
     @property
     def is_connected(self) -> bool:
         """Whether the connection was made and not closed."""
-        return self._session is not None and self._session.link.is_connected
+        session = self._session
+        return session is not None and session.pid == os.getpid() and session.link.is_connected
 
     def capabilities(self, topic: Topic[Any] | str) -> frozenset[Capability]:
         """Return what the connection offers for ``topic``; empty before it was made."""
@@ -261,9 +281,9 @@ class AsyncManager(Router):
     # --- sending ---
 
     @overload
-    async def send(self, topic: Topic[T], payload: T, **options: Unpack[SendOptions]) -> str: ...
+    async def send(self, topic: Topic[T], payload: T | Message, **options: Unpack[SendOptions]) -> str: ...
     @overload
-    async def send(self, topic: Topic[Any] | str, payload: Any, **options: Unpack[SendOptions]) -> str: ...
+    async def send(self, topic: str, payload: Any, **options: Unpack[SendOptions]) -> str: ...
 
     async def send(self, topic: Topic[Any] | str, payload: Any, **options: Unpack[SendOptions]) -> str:
         """Send one message and return its id when the broker has taken responsibility for it.
@@ -278,11 +298,11 @@ class AsyncManager(Router):
 
     @overload
     async def send_many(
-        self, topic: Topic[T], payloads: Iterable[T], **options: Unpack[SendOptions]
+        self, topic: Topic[T], payloads: Iterable[T | Message], **options: Unpack[SendOptions]
     ) -> list[SendOutcome]: ...
     @overload
     async def send_many(
-        self, topic: Topic[Any] | str, payloads: Iterable[Any], **options: Unpack[SendOptions]
+        self, topic: str, payloads: Iterable[Any], **options: Unpack[SendOptions]
     ) -> list[SendOutcome]: ...
 
     async def send_many(
@@ -403,36 +423,35 @@ class AsyncManager(Router):
                 self._ended.set()
 
     async def run(self) -> None:
-        """Start, wait for SIGTERM, SIGINT or `stop`, then stop.  A second signal stops without waiting.
+        """Start, wait for SIGTERM, SIGINT or `stop`, then stop and close.  A second signal stops without waiting.
 
-        Signals are handled only in the main thread.
+        Signals are handled only in the main thread, and as they were before afterwards.
         """
-        await self.start()
-        ended = self._ended
-        session = self._use()
-        worker = session.worker
-        if ended is None or worker is None:
-            return
-        asked = asyncio.Event()
+        request = StopRequest()
+        loop = asyncio.get_running_loop()
+        with stop_signals(lambda: loop.call_soon_threadsafe(request)):
+            await self._run_until(request)
 
-        def on_signal() -> None:
-            if asked.is_set():
-                worker.hurry()
-            asked.set()
-
-        signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        for number in signals:
-            session.loop.add_signal_handler(number, on_signal)
-        waits = [session.loop.create_task(event.wait()) for event in (asked, ended)]
+    async def _run_until(self, request: StopRequest) -> None:
+        loop = asyncio.get_running_loop()
+        asked = loop.create_task(request.asked.wait())
+        waits: list[asyncio.Task[Any]] = [asked]
         try:
+            starting = loop.create_task(self.start())
+            waits.append(starting)
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            await self.stop()
+            if not starting.done():
+                return
+            starting.result()
+            if self._worker is None or self._ended is None:
+                return
+            request.hurry = self._worker.hurry
+            waits.append(loop.create_task(self._ended.wait()))
+            await asyncio.wait((asked, waits[-1]), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
                 task.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-            for number in signals:
-                session.loop.remove_signal_handler(number)
             await self.aclose()
 
     async def pause(self, topic: Topic[Any] | str, group: str | None = None) -> None:

@@ -32,7 +32,7 @@ COUNTERS = (
 )
 
 #: Seconds.  The shortest and the longest latency that are told apart.
-_SHORTEST, _LONGEST = 1e-6, 1e7
+_SHORTEST, _LONGEST = 1e-7, 1e7
 #: Each bucket is this much wider than the one before; its geometric middle is at most 4.9 % off.
 _GROWTH = 1.1
 _PER_LOG = 1.0 / math.log(_GROWTH)

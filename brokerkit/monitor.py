@@ -127,19 +127,24 @@ class Monitor:
     async def health(self, timeout: float = _PING_TIMEOUT) -> Health:
         """Ask the broker and look at the handlers.  Never raises for a broker that is down."""
         link = self._link()
-        clock = link.clock
+        if link.closed:
+            return self._health(link, None, ["the manager is closed"])
         problems: list[str] = []
         latency: float | None = None
-        if link.closed:
-            problems.append("the manager is closed")
-        else:
-            began = clock.monotonic()
-            try:
-                connection = await link.connection()
-                await connection.ping(timeout)
-                latency = clock.monotonic() - began
-            except Exception as exc:
-                problems.append(str(link.wrap(exc)))
+        began = link.clock.monotonic()
+        try:
+            connection = await link.connection()
+            await connection.ping(timeout)
+            latency = link.clock.monotonic() - began
+        except Exception as exc:
+            problems.append(str(link.wrap(exc)))
+        return self._health(link, latency, problems)
+
+    def _closed_health(self) -> Health:
+        """Return the health of a closed manager, which needs no event loop."""
+        return self._health(self._link(), None, ["the manager is closed"])
+
+    def _health(self, link: Link, latency: float | None, problems: list[str]) -> Health:
         worker = self._worker()
         stuck = worker.stuck() if worker is not None else {}
         problems += [f"handler {name} is stuck since {seconds:.0f} s" for name, seconds in stuck.items()]
@@ -158,7 +163,7 @@ class Monitor:
             latency=latency,
             problems=tuple(problems),
             stuck=stuck,
-            as_of=clock.time(),
+            as_of=link.clock.time(),
         )
 
     def metrics(self) -> MetricsSnapshot:

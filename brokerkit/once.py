@@ -43,16 +43,15 @@ async def handle_once(
         delay = min(max(claim.until - tools.clock.time(), _SOONEST), _LATEST)
         await sub.fate.later(inbound, delay)
         return
-    if sub.is_suspect(inbound):
-        # The store counted each start, crashes included: that makes the limit exact.
-        attempt = max(attempt, await store.starts(key))
-        if attempt > runner.policy.max_attempts and runner.policy.exhausted == "dead":
-            await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, runner.name)
-            await store.forget(key)
-            return
+    # The store counted each start, those that a crash ended included: that makes the limit exact.
+    attempt = max(attempt, claim.token)
+    if attempt > runner.policy.max_attempts and runner.policy.exhausted == "dead":
+        await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, runner.name)
+        await store.forget(key)
+        return
     sub.claims[key] = owner
     try:
-        value, delivery = await runner._run(inbound, attempt)
+        value, delivery = await runner.run(inbound, attempt)
     except BaseException:
         # Cancelled: the attempt did not end, another worker may have it.
         sub.claims.pop(key, None)
@@ -61,12 +60,14 @@ async def handle_once(
     sub.claims.pop(key, None)
     if isinstance(value, BaseException):
         await store.abandon(key, owner)
-        await runner._failed(inbound, attempt, value)
+        if await runner.failed(inbound, attempt, value):
+            # Redriven, it begins again with attempt 1.
+            await store.forget(key)
         return
     if delivery is not None and delivery.settled:
         await store.abandon(key, owner)
         return
-    outbounds = await runner._conclude(inbound, attempt, value)
+    outbounds = await runner.conclude(inbound, attempt, value)
     if outbounds is None:
         await store.abandon(key, owner)
         return

@@ -64,7 +64,11 @@ class Producer:
     async def send(self, topic: Topic[Any] | str, payload: object, options: Mapping[str, Any]) -> str:
         """Send one message; return its id when the broker has taken responsibility for it."""
         name = self._enter(topic)
-        outbound = self.outbound(name, payload, options)
+        try:
+            outbound = self.outbound(name, payload, options)
+        except BrokerError as error:
+            error.with_context(topic=name, backend=self._link.backend.name)
+            raise
         driver = self._driver
         if driver is None or self._link.closed or not self._link.is_declared(name):
             driver = await self._prepare(name)

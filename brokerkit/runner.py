@@ -167,9 +167,9 @@ class Runner:
             if key is not None:
                 await self._handle_once(inbound, attempt, key)
                 return
-        outcome, delivery = await self._run(inbound, attempt)
+        outcome, delivery = await self.run(inbound, attempt)
         if isinstance(outcome, BaseException):
-            await self._failed(inbound, attempt, outcome)
+            await self.failed(inbound, attempt, outcome)
         elif delivery is None or not delivery.settled:
             if outcome is None and inbound.reply_to is None:
                 consumer.ack(inbound)
@@ -177,7 +177,7 @@ class Runner:
             else:
                 await self._succeeded(inbound, attempt, outcome)
 
-    async def _run(self, inbound: Inbound, attempt: int) -> tuple[Any, Delivery | None]:
+    async def run(self, inbound: Inbound, attempt: int) -> tuple[Any, Delivery | None]:
         """Run the handler; return its value, or the exception it failed with, and the delivery if there is one."""
         tools = self._tools
         delivery: Delivery | None = None
@@ -270,7 +270,7 @@ class Runner:
     # --- what becomes of it ---
 
     async def _succeeded(self, inbound: Inbound, attempt: int, value: Any) -> None:
-        outbounds = await self._conclude(inbound, attempt, value)
+        outbounds = await self.conclude(inbound, attempt, value)
         if outbounds is None:
             return
         if not outbounds:
@@ -279,7 +279,7 @@ class Runner:
         elif await self._sub.consumer.forward(inbound, outbounds):
             self._tools.metrics.count("handled")
 
-    async def _conclude(self, inbound: Inbound, attempt: int, value: Any) -> list[Outbound] | None:
+    async def conclude(self, inbound: Inbound, attempt: int, value: Any) -> list[Outbound] | None:
         """Return what is to be sent for a handler's value; None when the value says that it failed."""
         outcome = outcome_of(value) if value is not None else Outcome()
         error: BaseException
@@ -293,26 +293,34 @@ class Runner:
                 return await self._tools.follow_ups.of(inbound, outcome)
             except Exception as exc:
                 error = exc
-        await self._failed(inbound, attempt, error)
+        await self.failed(inbound, attempt, error)
         return None
 
-    async def _failed(self, inbound: Inbound, attempt: int, error: BaseException) -> None:
-        """Decide about a failed attempt: again later, or a dead letter."""
+    async def failed(self, inbound: Inbound, attempt: int, error: BaseException) -> bool:
+        """Decide about a failed attempt: again later, or a dead letter; return whether it is the latter."""
         self._tools.metrics.count("failed")
-        sub, policy = self._sub, self.policy
+        reason = self._fatal(attempt, error)
+        if reason is not None:
+            why = error.reason if isinstance(error, Reject) else error
+            await self._sub.fate.bury(inbound, attempt, reason, why, self.name)
+            return True
+        asked = error.delay if isinstance(error, Retry) else None
+        delay = asked if asked is not None else self.policy.delay(attempt, random.random)
+        await self._sub.fate.again(inbound, attempt, max(0.0, delay), error, self.name)
+        return False
+
+    def _fatal(self, attempt: int, error: BaseException) -> str | None:
+        """Return the reason for a dead letter, or None when there is another attempt."""
         if isinstance(error, Reject):
-            await sub.fate.bury(inbound, attempt, "rejected", error.reason, self.name)
-        elif isinstance(error, DecodeError):
-            await sub.fate.bury(inbound, attempt, "undecodable", error, self.name)
-        elif not isinstance(error, asyncio.CancelledError) and not policy.is_retryable(error):
-            await sub.fate.bury(inbound, attempt, "not-retryable", error, self.name)
-        elif attempt >= policy.max_attempts and policy.exhausted == "dead":
-            reason = "worker-crash" if isinstance(error, WorkerCrashed) else "exhausted"
-            await sub.fate.bury(inbound, attempt, reason, error, self.name)
-        else:
-            asked = error.delay if isinstance(error, Retry) else None
-            delay = asked if asked is not None else policy.delay(attempt, random.random)
-            await sub.fate.again(inbound, attempt, max(0.0, delay), error, self.name)
+            return "rejected"
+        if isinstance(error, DecodeError):
+            return "undecodable"
+        # A handler that cancelled itself is worth another attempt, though CancelledError is no Exception.
+        if not isinstance(error, asyncio.CancelledError) and not self.policy.is_retryable(error):
+            return "not-retryable"
+        if attempt < self.policy.max_attempts or self.policy.exhausted == "requeue":
+            return None
+        return "worker-crash" if isinstance(error, WorkerCrashed) else "exhausted"
 
     # --- effectively once ---
 

@@ -56,6 +56,7 @@ def load_settings(
     url: str | None = None,
     backend: str | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
+    name: str = "default",
     env: Mapping[str, str] | None = None,
     directory: str | os.PathLike[str] | None = None,
     registry: Registry | None = None,
@@ -68,24 +69,33 @@ def load_settings(
     directory, in which ``.env`` and the configuration file are looked for.  Relative paths in the settings start
     at the folder of the configuration file where there is one, else at the working directory.
 
+    ``name`` is the manager whose settings are returned: its entry below ``managers``, or a `Settings` object without
+    such an entry.  The arguments belong to this manager; with arguments it needs no entry.
+
     Where sources name different brokers the stronger one decides: a URL in the environment wins over ``backend``
     in the file, and the other way round.
     """
     registry = registry or Registry()
     base = Path(os.path.abspath(directory)) if directory is not None else Path.cwd()
-    layers = [argument_layer({**overrides, "url": url, "backend": backend})]
+    # What the code passes belongs to the manager that it asks for.
+    arguments = {
+        key: value for key, value in {**overrides, "url": url, "backend": backend}.items() if value is not None
+    }
     if isinstance(settings, Settings):
-        given = settings.model_dump(exclude_unset=True)
-        layers.append(replace(argument_layer(given), label="the Settings object"))
-        base = settings.directory or base
-    else:
-        if settings is not None:
-            if not isinstance(settings, Mapping):
-                raise ConfigurationError(f"settings must be a Settings or a mapping, not {type(settings).__name__}")
-            layers.append(argument_layer(settings))
-        found, base = _read(os.environ if env is None else env, base, registry)
-        layers += found
-    return _build([_normalised(layer) for layer in layers], base, registry)
+        own = settings.for_manager(name) if name in settings.managers else settings
+        layers = [argument_layer(arguments), argument_layer(own.model_dump(exclude_unset=True), "the Settings object")]
+        return _build(layers, own.directory or base, registry)
+    layers = [argument_layer(_inside(name, arguments))]
+    if settings is not None:
+        if not isinstance(settings, Mapping):
+            raise ConfigurationError(f"settings must be a Settings or a mapping, not {type(settings).__name__}")
+        layers.append(argument_layer(_inside(name, settings)))
+    found, base = _read(os.environ if env is None else env, base, registry)
+    return _build([_normalised(layer) for layer in (*layers, *found)], base, registry).for_manager(name)
+
+
+def _inside(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(values) if name == "default" or not values else {"managers": {name: dict(values)}}
 
 
 def _read(env: Mapping[str, str], here: Path, registry: Registry) -> tuple[list[Layer], Path]:
@@ -142,11 +152,24 @@ def _build(layers: list[Layer], base: Path, registry: Registry) -> Settings:
 
 def _one_broker(layers: list[Layer]) -> list[Layer]:
     """Return the layers without the URLs and backends that contradict a stronger layer's choice."""
+    copies = [dict(layer.values) for layer in layers]
+    named: dict[Any, list[dict[str, Any]]] = {}
+    for values in copies:
+        managers = values.get("managers")
+        if isinstance(managers, dict):
+            values["managers"] = {name: dict(one) if isinstance(one, dict) else one for name, one in managers.items()}
+            for name, one in values["managers"].items():
+                if isinstance(one, dict):
+                    named.setdefault(name, []).append(one)
+    for together in (copies, *named.values()):
+        _drop_contradictions(together)
+    return [replace(layer, values=values) for layer, values in zip(layers, copies, strict=True)]
+
+
+def _drop_contradictions(sources: list[dict[str, Any]]) -> None:
     url: Any = None
     backend: Any = None
-    kept = []
-    for layer in layers:
-        values = dict(layer.values)
+    for values in sources:
         own_url, own_backend = values.get("url"), values.get("backend")
         if url is not None and own_backend is not None and not _agree(url, own_backend):
             del values["backend"]
@@ -154,8 +177,6 @@ def _one_broker(layers: list[Layer]) -> list[Layer]:
             del values["url"]
         url = values.get("url") if url is None else url
         backend = values.get("backend") if backend is None else backend
-        kept.append(replace(layer, values=values))
-    return kept
 
 
 def _agree(url: Any, backend: Any) -> bool:

@@ -81,10 +81,9 @@ class Layer:
         return self.label
 
 
-def argument_layer(values: Mapping[str, Any]) -> Layer:
-    """Return what the code passed; None means "not given"."""
-    given = {key: value for key, value in values.items() if value is not None}
-    return Layer(label="an argument", values=_plain(given, "an argument"))
+def argument_layer(values: Mapping[str, Any], label: str = "an argument") -> Layer:
+    """Return what the code passed."""
+    return Layer(label=label, values=_plain(values, label))
 
 
 def file_layer(path: Path, *, required: bool) -> Layer | None:

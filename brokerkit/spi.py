@@ -275,9 +275,10 @@ class ConnectOptions:
     """What `Backend.connect` gets."""
 
     #: The URL of the configuration, credentials included; None where only a section is configured.
-    url: str | None = None
+    #: Not in the repr, and neither is the section: both may hold credentials.
+    url: str | None = field(default=None, repr=False)
     #: The backend's own section of the configuration, as it was written.
-    section: Mapping[str, Any] = field(default_factory=dict)
+    section: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: Live view of the topics that the application declared; grows while the connection is open.
     topics: Mapping[str, TopicSpec] = field(default_factory=dict)
     #: Shown by brokers that list their clients.

@@ -249,7 +249,9 @@ class Subscription:
 
     def crashed(self, inbound: Inbound) -> bool:
         """Whether a start of this message certainly ended with its process."""
-        return inbound.started is True or (inbound.started is None and SUSPECT in inbound.headers)
+        if inbound.started is not None:
+            return inbound.native_attempt > 1
+        return SUSPECT in inbound.headers
 
     def after(self, inbound: Inbound) -> None:
         """Go on after ``inbound`` left its handler: the next of its lane, the next suspect, more intake."""
@@ -258,12 +260,17 @@ class Subscription:
                 following = self._lanes.leave(inbound)
                 if following is not None:
                     self._dispatch(following)
-            if self._suspects.busy:
-                self._suspects.settled(inbound)
+            if self._suspects.has_turn(inbound):
+                self.fate.spawn(self._end_turn(inbound))
             if self.fate.attempts:
                 self.fate.attempts.pop(inbound, None)
         if self._room is not None:
             self._make_room()
+
+    async def _end_turn(self, suspect: Inbound) -> None:
+        # The next one may take the process down: what this one achieved must have reached the broker before.
+        await self.consumer.flush()
+        self._suspects.settled(suspect)
 
     async def _stamp(self, inbound: Inbound) -> bool:
         """Replace a suspect by its stamped copy; return whether a copy is on its way here."""

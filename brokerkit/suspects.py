@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspects"]
 
-#: Seconds after which the next suspect gets its turn although the copy of the last one did not arrive here.
+#: Seconds after which the next suspect gets its turn although the last one was not settled here.
 _PATIENCE = 5.0
 #: Ids of messages that this process gave back unstarted; when they come again they are no suspects.
 _REMEMBERED = 10_000
@@ -50,7 +50,7 @@ class Suspects:
     def is_suspect(self, inbound: Inbound) -> bool:
         """Return whether a process may have died of ``inbound``."""
         if inbound.started is not None:
-            return inbound.started
+            return inbound.started or inbound.native_attempt > 1
         return bool(inbound.redelivered) and inbound.message_id not in self._given_back
 
     def gave_back(self, inbound: Inbound) -> None:
@@ -72,10 +72,15 @@ class Suspects:
             self._running = inbound
             self._disarm()
 
+    def has_turn(self, inbound: Inbound) -> bool:
+        """Whether ``inbound`` is the suspect that runs alone now."""
+        return inbound is self._running
+
     def settled(self, inbound: Inbound) -> None:
-        """Note that ``inbound`` was dealt with; the next suspect gets its turn when it was one."""
+        """Note that the settlement of ``inbound`` reached the broker; the next suspect gets its turn."""
         if inbound is self._running:
             self._running = None
+            self._disarm()
             self._next()
 
     def take_back(self) -> list[Inbound]:
@@ -100,6 +105,7 @@ class Suspects:
         inbound = self._waiting.popleft()
         if inbound.started is not None:
             self._running = inbound
+            self._timer = self._clock.call_later(_PATIENCE, self._give_up)
             self._run(inbound)
         else:
             self._awaited = inbound.message_id or ""
@@ -112,7 +118,7 @@ class Suspects:
             self._give_up()
 
     def _give_up(self) -> None:
-        self._awaited = None
+        self._running = self._awaited = None
         self._next()
 
     def _disarm(self) -> None:

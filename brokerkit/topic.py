@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.names import TagFilter, check_group, check_topic
@@ -45,8 +46,18 @@ class Topic(Generic[T]):
 
     __slots__ = ("groups", "name", "ordered", "type")
 
+    @overload
     def __init__(
-        self, name: str, type: type[T] | Any = Any, *, groups: Iterable[str | Group] = (), ordered: bool = False
+        self, name: str, type: builtins.type[T], *, groups: Iterable[str | Group] = (), ordered: bool = False
+    ) -> None: ...
+    # An annotation that is no class, such as ``Order | None``, checks nothing statically.
+    @overload
+    def __init__(
+        self: Topic[Any], name: str, type: Any = Any, *, groups: Iterable[str | Group] = (), ordered: bool = False
+    ) -> None: ...
+
+    def __init__(
+        self, name: str, type: Any = Any, *, groups: Iterable[str | Group] = (), ordered: bool = False
     ) -> None:
         self.name = check_topic(name)
         self.type = type

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brokerkit.errors import ConfigurationError
 from brokerkit.names import check_group, check_topic
-from brokerkit.settings import TopicSettings
 from brokerkit.spi import GroupSpec, TopicSpec
 from brokerkit.topic import Group, Topic
+
+if TYPE_CHECKING:
+    from brokerkit.settings import TopicSettings
 
 __all__ = ["Topology"]
 

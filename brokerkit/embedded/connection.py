@@ -89,6 +89,7 @@ class EmbeddedConnection:
         inbox = self.inbox_class(
             store, claimant, self._options.clock, prefetch=_UNBOUNDED, on_close=self._drivers.discard
         )
+        inbox.address = address
         await self._adopt(inbox)
         return inbox
 

@@ -245,10 +245,8 @@ class EmbeddedConsumer:
 class EmbeddedInbox(EmbeddedConsumer):
     """A `brokerkit.spi.InboxDriver`: the private group of one address."""
 
-    @property
-    def address(self) -> str:
-        """Return what goes into `Outbound.reply_to` and `ToInbox`."""
-        return self._claimant.group
+    #: What goes into `Outbound.reply_to` and `ToInbox`.
+    address: str = ""
 
 
 class EmbeddedDeadLetters(EmbeddedConsumer):

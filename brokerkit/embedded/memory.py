@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
+from collections.abc import Callable, Sequence
 from itertools import count
 from math import inf
 from typing import ClassVar
 
 from brokerkit.embedded.audience import Audience, Subscriber
-from brokerkit.embedded.queues import Entry, Group, Lanes, Record, Topic, inbound
+from brokerkit.embedded.ready import Entry, Lanes, Record, inbound
 from brokerkit.embedded.settings import EmbeddedSettings
 from brokerkit.embedded.store import Claimant
+from brokerkit.embedded.topics import Group, Topic
 from brokerkit.errors import BrokerError, ConfigurationError, MessageTooLarge, TopicNotFound, TopologyConflict
 from brokerkit.spi import (
     Clock,
@@ -52,10 +52,10 @@ class MemoryStore:
         self._name = name
         self._lock = threading.Lock()
         self._opened = 0
-        self._topics: dict[str, Topic] = {_INBOXES: Topic(_INBOXES, ordered=False)}
-        self._audiences: dict[tuple[str, str], Audience] = {}
         self._numbers = count(1)
         self._tokens = count(1)
+        self._topics: dict[str, Topic] = {_INBOXES: self._topic(_INBOXES, ordered=False)}
+        self._audiences: dict[tuple[str, str], Audience] = {}
 
     @classmethod
     def named(cls, name: str, settings: EmbeddedSettings, clock: Clock) -> MemoryStore:
@@ -93,7 +93,7 @@ class MemoryStore:
         with self._lock:
             self._opened -= 1
             if self._opened == 0 and not self._name:
-                self._topics = {_INBOXES: Topic(_INBOXES, ordered=False)}
+                self._topics = {_INBOXES: self._topic(_INBOXES, ordered=False)}
 
     # --- sending ----------------------------------------------------------------------------------------------
 
@@ -138,22 +138,22 @@ class MemoryStore:
         if type(destination) is ToTopic:
             topic = self._topics[destination.topic]
             if topic.later and topic.later[0][0] <= now:
-                self._ripen(topic, now, woken)
+                topic.ripen(now, woken)
             record = Record(message, True)
             if due is not None and due > now:
-                self._schedule(topic, record, None, due, woken)
+                topic.schedule(record, None, due, woken)
             else:
-                self._fan_out(topic, record, now, woken)
+                topic.fan_out(record, now, woken)
         elif isinstance(destination, ToGroup):
             topic = self._topics[destination.topic]
             group = topic.groups[destination.group]
             if topic.later and topic.later[0][0] <= now:
-                self._ripen(topic, now, woken)
+                topic.ripen(now, woken)
             record = Record(message, False)
             if due is not None and due > now:
-                self._schedule(topic, record, group, due, woken)
+                topic.schedule(record, group, due, woken)
             else:
-                self._enter(group, record, now, woken)
+                group.enter(record, next(self._numbers), now, woken)
         elif isinstance(destination, ToDead):
             group = self._topics[destination.topic].groups[destination.group]
             record = Record(message, False)
@@ -163,68 +163,7 @@ class MemoryStore:
         elif isinstance(destination, ToInbox):
             inbox = self._topics[_INBOXES].groups.get(destination.address)
             if inbox is not None:
-                self._enter(inbox, Record(message, False), now, woken)
-
-    def _schedule(self, topic: Topic, record: Record, group: Group | None, due: float, woken: set[Audience]) -> None:
-        heappush(topic.later, (due, next(self._numbers), record, group))
-        if group is None:
-            topic.delayed += 1
-        else:
-            group.delayed += 1
-        if topic.later[0][2] is record:
-            # Whoever sleeps until the next event must learn that it is nearer now.
-            woken.update(other.audience for other in topic.groups.values())
-
-    def _fan_out(self, topic: Topic, record: Record, now: float, woken: set[Audience]) -> None:
-        record.seq = next(self._numbers)
-        record.stored = now
-        tag = record.tag
-        pending = 0
-        for group in topic.groups.values():
-            if group.tags is None or tag in group.tags:
-                group.ready.put(record)
-                pending += 1
-                if group.audience.members:
-                    woken.add(group.audience)
-        record.pending = pending
-        if not pending:
-            self._retain(topic, record)
-
-    def _enter(self, group: Group, record: Record, now: float, woken: set[Audience]) -> None:
-        record.seq = next(self._numbers)
-        record.stored = now
-        record.pending = 1
-        group.ready.put(record)
-        woken.add(group.audience)
-
-    def _ripen(self, topic: Topic, now: float, woken: set[Audience]) -> None:
-        """Make ready what is due, in the order of due times."""
-        later = topic.later
-        while later and later[0][0] <= now:
-            _, _, record, group = heappop(later)
-            if group is None:
-                topic.delayed -= 1
-                self._fan_out(topic, record, now, woken)
-            else:
-                group.delayed -= 1
-                self._enter(group, record, now, woken)
-
-    def _retain(self, topic: Topic, record: Record) -> None:
-        """Keep a record that all groups settled for groups to come, as long as the limits allow."""
-        settled = topic.settled
-        settled.append(record)
-        topic.settled_bytes += len(record.body)
-        settings = self._settings
-        while settled and (
-            len(settled) > settings.retention_messages or topic.settled_bytes > settings.retention_bytes
-        ):
-            topic.settled_bytes -= len(settled.popleft().body)
-
-    def _settle(self, topic: Topic, record: Record) -> None:
-        """Note that one group no longer holds ``record``."""
-        record.pending -= 1
-        if record.logged and record.pending <= 0:
-            self._retain(topic, record)
+                inbox.enter(Record(message, False), next(self._numbers), now, woken)
 
     # --- claiming and settling ----------------------------------------------------------------------------------
 
@@ -234,9 +173,9 @@ class MemoryStore:
         with self._lock:
             topic, group = self._find(claimant.topic, claimant.group)
             if topic.later and topic.later[0][0] <= now:
-                self._ripen(topic, now, woken)
+                topic.ripen(now, woken)
             if group.lease_end <= now:
-                self._expire(group, now, woken)
+                group.expire(now, woken)
             if claimant.ordered and not isinstance(group.ready, Lanes):
                 group.ready = Lanes.of(group.ready, iter(group.leases.values()))
             until = now + claimant.lease
@@ -276,12 +215,12 @@ class MemoryStore:
             for message in messages:
                 entry = leases.pop(message.token, None)
                 if entry is None:
-                    stale += self._bury(group, message.token)
+                    stale += group.bury(message.token)
                     continue
                 record = entry.record
                 record.pending -= 1
                 if not record.pending and record.logged:
-                    self._retain(topic, record)
+                    topic.retain(record)
                 if group.ready.settle(entry):
                     wake = True
             if not leases and not group.taken:
@@ -290,14 +229,6 @@ class MemoryStore:
             group.audience.call()
         return stale
 
-    def _bury(self, group: Group, token: int) -> int:
-        """Remove a dead letter that is leased under ``token``; return 1 when there is none."""
-        number = group.taken.pop(token, None)
-        if number is None:
-            return 1
-        del group.dead[number]
-        return 0
-
     async def release(self, claimant: Claimant, messages: Sequence[Inbound]) -> int:
         stale = 0
         with self._lock:
@@ -305,39 +236,10 @@ class MemoryStore:
             if group is None:
                 return len(messages)
             for message in messages:
-                if not self._give_back(group, message.token, started=False):
+                if not group.give_back(message.token, started=False):
                     stale += 1
         group.audience.call()
         return stale
-
-    def _give_back(self, group: Group, token: int, *, started: bool) -> bool:
-        """End one lease; return False when there is none under ``token``."""
-        entry = group.leases.pop(token, None)
-        if entry is not None:
-            entry.redelivered = True
-            entry.started = entry.started and started
-            entry.owner = None
-            group.ready.put_back(entry)
-            return True
-        number = group.taken.pop(token, None)
-        if number is None:
-            return False
-        group.dead[number].owner = None
-        return True
-
-    def _expire(self, group: Group, now: float, woken: set[Audience]) -> None:
-        """Give back what is leased no longer and find out when the next lease ends."""
-        nearest = inf
-        for token, entry in self._leased(group):
-            if entry.until <= now:
-                self._give_back(group, token, started=True)
-                woken.add(group.audience)
-            elif entry.until < nearest:
-                nearest = entry.until
-        group.lease_end = nearest
-
-    def _leased(self, group: Group) -> list[tuple[int, Entry]]:
-        return [*group.leases.items(), *((token, group.dead[number]) for token, number in group.taken.items())]
 
     async def extend(self, claimant: Claimant, messages: Sequence[Inbound], until: float) -> int:
         stale = 0
@@ -373,9 +275,9 @@ class MemoryStore:
                 self._put(outbound, now, woken)
             entry = group.leases.pop(token, None)
             if entry is None:
-                self._bury(group, token)
+                group.bury(token)
             else:
-                self._settle(topic, entry.record)
+                topic.settle(entry.record)
                 if group.ready.settle(entry):
                     woken.add(group.audience)
         for audience in woken:
@@ -419,12 +321,12 @@ class MemoryStore:
             for topic in self._topics.values():
                 for group in list(topic.groups.values()):
                     if group.owner == owner:
-                        self._remove(topic, group)
+                        topic.remove(group)
                         self._audiences.pop((topic.name, group.name), None)
                         continue
-                    for token, entry in self._leased(group):
+                    for token, entry in group.leased():
                         if entry.owner == owner:
-                            self._give_back(group, token, started=False)
+                            group.give_back(token, started=False)
                             woken.add(group.audience)
         for audience in woken:
             audience.call()
@@ -438,12 +340,12 @@ class MemoryStore:
             found = self._topics.get(topic.name)
             if found is not None:
                 _check_ordered(topic, found.ordered, None)
-                self._ripen(found, now, woken)
+                found.ripen(now, woken)
             existing = found.groups.get(group.name) if found is not None and group is not None else None
             if existing is not None and group is not None:
                 _check_ordered(topic, existing.ordered, group)
             if found is None:
-                found = self._topics[topic.name] = Topic(topic.name, ordered=topic.ordered)
+                found = self._topics[topic.name] = self._topic(topic.name, ordered=topic.ordered)
             if group is not None:
                 tags = _tags(group.tag)
                 if existing is None:
@@ -451,25 +353,13 @@ class MemoryStore:
                     woken.add(audience)
                     made = Group(group.name, audience, ordered=group.ordered, tags=tags)
                     if group.start == "earliest":
-                        self._fill(found, made, now - self._settings.retention_age)
+                        found.fill(made, now - self._settings.retention_age)
                     found.groups[group.name] = made
                 else:
                     # Never narrowed: other processes may still rely on the tags that they declared.
                     existing.tags = None if tags is None or existing.tags is None else existing.tags | tags
         for audience in woken:
             audience.call()
-
-    def _fill(self, topic: Topic, group: Group, since: float) -> None:
-        """Put the retained messages of the topic into a new group."""
-        for record in topic.log():
-            if group.wants(record.tag) and record.stored >= since:
-                group.ready.put(record)
-                record.pending += 1
-        # They return to the settled ones when this group has settled them as well.
-        kept = [record for record in topic.settled if not record.pending]
-        topic.settled.clear()
-        topic.settled.extend(kept)
-        topic.settled_bytes = sum(len(record.body) for record in kept)
 
     async def verify(self, topic: TopicSpec, group: GroupSpec | None) -> None:
         with self._lock:
@@ -500,20 +390,12 @@ class MemoryStore:
                 return
             for existing in list(found.groups.values()):
                 if group is None or existing.name == group:
-                    self._remove(found, existing)
+                    found.remove(existing)
                     woken.append(existing.audience)
             if group is None:
                 del self._topics[topic]
         for audience in woken:
             audience.call()
-
-    def _remove(self, topic: Topic, group: Group) -> None:
-        del topic.groups[group.name]
-        topic.forget(group)
-        for record in group.ready.records():
-            self._settle(topic, record)
-        for entry in group.leases.values():
-            self._settle(topic, entry.record)
 
     async def purge(self, topic: str, group: str) -> int:
         now = self._clock.time()
@@ -523,7 +405,7 @@ class MemoryStore:
             records = list(existing.ready.records())
             existing.ready.clear()
             for record in records:
-                self._settle(found, record)
+                found.settle(record)
         for audience in woken:
             audience.call()
         return len(records)
@@ -562,8 +444,8 @@ class MemoryStore:
         woken: set[Audience] = set()
         with self._lock:
             topic, group = self._refresh(claimant.topic, claimant.group, now, woken)
-            claimed = []
-            for number, entry in self._free_letters(group, ids):
+            claimed: list[Inbound] = []
+            for number, entry in group.free_letters(ids):
                 if len(claimed) == limit:
                     break
                 token = next(self._tokens)
@@ -575,11 +457,6 @@ class MemoryStore:
         for audience in woken:
             audience.call()
         return claimed
-
-    def _free_letters(self, group: Group, ids: frozenset[str] | None) -> Iterable[tuple[int, Entry]]:
-        for number, entry in group.dead.items():
-            if entry.owner is None and (ids is None or entry.record.message_id in ids):
-                yield number, entry
 
     # --- looking up ---------------------------------------------------------------------------------------------
 
@@ -598,10 +475,13 @@ class MemoryStore:
 
     def _refresh(self, topic: str, group: str, now: float, woken: set[Audience]) -> tuple[Topic, Group]:
         found, existing = self._find(topic, group)
-        self._ripen(found, now, woken)
+        found.ripen(now, woken)
         if existing.lease_end <= now:
-            self._expire(existing, now, woken)
+            existing.expire(now, woken)
         return found, existing
+
+    def _topic(self, name: str, *, ordered: bool) -> Topic:
+        return Topic(name, ordered=ordered, settings=self._settings, numbers=self._numbers)
 
     def _audience(self, topic: str, group: str) -> Audience:
         return self._audiences.setdefault((topic, group), Audience())

@@ -129,8 +129,9 @@ class SqliteStore:
             if not lock.try_acquire():
                 lock.close()
                 return False
+            # No busy handler: it would hold up the event loop.  Who can wait does it above.
             connection = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=self._timeout
+                path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=0.0
             )
             prepare(connection, path)
             for pragma in (
@@ -151,6 +152,8 @@ class SqliteStore:
             if connection is not None:
                 connection.close()
             lock.close()
+            if (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_BUSY:
+                return False
             if isinstance(error, sqlite3.Error | OSError):
                 raise map_sqlite_error(error, path) from error
             raise
@@ -232,6 +235,10 @@ class SqliteStore:
     def commits(self) -> int:
         """How many transactions this store committed since it was opened; for benchmarks."""
         return self._require().commit.commits
+
+    def sweep(self) -> None:
+        """Do now what the background does in time: retention, deleted groups, free space.  Blocks."""
+        self._require().janitor.sweep()
 
     # --- operations ---------------------------------------------------------------------------------------------
 

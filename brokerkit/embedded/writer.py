@@ -28,6 +28,8 @@ __all__ = ["GroupCommit", "Operation"]
 #: Bounds of one transaction, so that the next process waits a few milliseconds at most.
 MAX_WEIGHT = 500
 MAX_BYTES = 4 << 20
+#: Seconds between two tries to get SQLite's own lock, which programs take that do not know about ours.
+_RETRY = 0.002
 #: Seconds that an average commit may take on the event loop's thread.
 _FAST = 0.002
 
@@ -142,7 +144,7 @@ class GroupCommit:
         operation = Operation(apply, durable=durable)
         with self.mutex:
             self.lock.acquire()
-            self._run_and_unlock([operation])
+            self._run_and_unlock([operation], patient=True)
         if operation.error is not None:
             raise operation.error
         return operation.result
@@ -166,7 +168,8 @@ class GroupCommit:
             if batch:
                 free = self.lock.try_acquire()
                 if free:
-                    self._run_and_unlock(batch)
+                    free = self._run_and_unlock(batch, patient=False)
+                if free:
                     done += batch
                 else:
                     self._pending.extendleft(reversed(batch))
@@ -208,7 +211,7 @@ class GroupCommit:
                     self.lock.acquire()
                     self._waiting = None
                     batch = self._take()
-                    self._run_and_unlock(batch)
+                    self._run_and_unlock(batch, patient=True)
                     done += batch
             self._deliver(done, None)
 
@@ -288,27 +291,34 @@ class GroupCommit:
         done += batch
         return []
 
-    def _run_and_unlock(self, batch: list[Operation]) -> None:
+    def _run_and_unlock(self, batch: list[Operation], *, patient: bool) -> bool:
+        """Run the operations and give the file to the next; return whether another program allowed it."""
+        finished: list[Transaction] = []
         try:
-            finished = self._run(batch)
+            if batch and not self._run(batch, finished, patient=patient):
+                return False
         finally:
             self.lock.release()
-        # Only now: whom this wakes may want the file at once.
-        for transaction in finished:
-            self.commits += 1
-            self._committed(transaction)
+            # Only now: whom this wakes may want the file at once.
+            for transaction in finished:
+                self.commits += 1
+                self._committed(transaction)
+        return True
 
-    def _run(self, batch: list[Operation]) -> list[Transaction]:
-        """Run the operations in one transaction; when that fails, each in one of its own."""
-        if not batch:
-            return []
+    def _run(self, batch: list[Operation], finished: list[Transaction], *, patient: bool) -> bool:
+        """Run the operations in one transaction; when that fails, each in one of its own.
+
+        Return False, with nothing done, when another program has SQLite's lock and the caller is not ``patient``.
+        """
         connection = self._connection
         try:
             durable = self._full_sync and any(operation.durable for operation in batch)
             if durable is not self._synchronous:
                 connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
                 self._synchronous = durable
-            transaction = self._begin()
+            transaction = self._begin_transaction(patient=patient)
+            if transaction is None:
+                return False
             for operation in batch:
                 try:
                     operation.result = operation.apply(transaction)
@@ -328,10 +338,28 @@ class GroupCommit:
                     operation.error = Closed("the process was interrupted", backend="embedded")
                 raise
             if len(batch) > 1:
-                return [transaction for operation in batch for transaction in self._run([operation])]
-            batch[0].error = error
-            return []
-        return [transaction]
+                for operation in batch:
+                    if not self._run([operation], finished, patient=patient):
+                        operation.error = BrokerUnavailable(f"{self._path} is locked by another program")
+            else:
+                batch[0].error = error
+            return True
+        finished.append(transaction)
+        return True
+
+    def _begin_transaction(self, *, patient: bool) -> Transaction | None:
+        deadline = self._clock.monotonic() + self._timeout
+        while True:
+            try:
+                return self._begin()
+            except sqlite3.OperationalError as error:
+                if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY:
+                    raise
+                if not patient:
+                    return None
+                if self._clock.monotonic() >= deadline:
+                    raise
+            time.sleep(_RETRY)
 
     def _deliver(self, done: Sequence[Operation], running: asyncio.AbstractEventLoop | None) -> None:
         away: dict[asyncio.AbstractEventLoop, list[Operation]] = {}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from brokerkit.testing.interposed import InterposedBackend
     from brokerkit.testing.ledger import Ledger
     from brokerkit.testing.minimal import MinimalBackend
-    from brokerkit.testing.processes import ProcessPool, WorkerProcess, report
+    from brokerkit.testing.processes import ProcessPool, WorkerProcess
 
 __all__ = [
     # the suite
@@ -38,7 +38,6 @@ __all__ = [
     "Ledger",
     "ProcessPool",
     "WorkerProcess",
-    "report",
 ]
 
 _HOME = {
@@ -56,7 +55,6 @@ _HOME = {
     "WorkerProcess": "processes",
     "eventually": "deadlines",
     "eventually_sync": "deadlines",
-    "report": "processes",
     "within": "deadlines",
 }
 

@@ -100,13 +100,11 @@ class EmbeddedHarness(Harness):
         )
         try:
             await cast(asyncio.StreamReader, process.stdout).readline()
-            async with self._interposed().stopped():
-                process.kill()
-                await process.communicate()
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.communicate()
+            process.kill()
+            await process.communicate()
+        async with self._interposed().stopped():
+            pass
 
     async def inject_foreign(
         self, topic: str, body: bytes, native_headers: Mapping[str, Any] | None = None, *, message_id: str | None = None

@@ -158,6 +158,11 @@ class Harness:
     # --- for cases --------------------------------------------------------------------------------------------
 
     @property
+    def offer(self) -> Offer | None:
+        """What `probe` found; None before the first case, or when the broker is not there."""
+        return self._offer
+
+    @property
     def capabilities(self) -> frozenset[Capability]:
         """What the broker declared when the session began."""
         return self._offer.capabilities if self._offer else frozenset()
@@ -198,10 +203,15 @@ class Harness:
         return topic
 
     def manager(self, url: str | None = None, **overrides: Any) -> AsyncManager:
-        """Return an unconnected manager on this broker; use it with ``async with``.  ``overrides`` are settings."""
-        from brokerkit.manager import AsyncManager
+        """Return an unconnected manager on this broker; use it with ``async with``.
 
-        return AsyncManager(url or self.url, **{"backend": self.backend, **self.settings, **overrides})
+        ``overrides`` are arguments of `AsyncManager`.  Configuration files and the environment are not looked at.
+        """
+        from brokerkit.manager import AsyncManager
+        from brokerkit.settings import Settings
+
+        given = {"backend": self.backend, "settings": Settings(**self.settings), **overrides}
+        return AsyncManager(url or self.url, **given)
 
     def retry(self, **fields: Any) -> RetryPolicy:
         """Return a retry policy that handlers may have here: without DEAD_LETTER it must requeue for ever.

@@ -32,7 +32,7 @@ _READ_SIZE = 1 << 16
 _LANE_CAPACITY = 1 << 22
 
 #: Seconds that the bytes before a cut may take to reach the other kernel.
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 10.0
 
 
 class _End(enum.Enum):
@@ -85,7 +85,6 @@ class Lane:
         self._sink = sink
         self._queue: deque[tuple[float, bytes | _End]] = deque()
         self._held = 0
-        self._last_due = 0.0
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
 
@@ -94,9 +93,8 @@ class Lane:
         weather, now = self._link.weather, self._link.clock.monotonic()
         if weather.delay or weather.jitter:
             now += weather.delay + random.uniform(0, weather.jitter)
-        # Jitter must not reorder a byte stream.
-        self._last_due = max(self._last_due, now)
-        self._queue.append((self._last_due, data))
+        # The queue is taken in order: jitter does not reorder a byte stream.
+        self._queue.append((now, data))
         self._held += 0 if isinstance(data, _End) else len(data)
         self._arrived.set()
 

@@ -62,7 +62,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     from brokerkit.spi import Capability
 
     harness = getattr(item, "funcargs", {}).get("harness")
-    offer = getattr(harness, "_offer", None)
+    offer = getattr(harness, "offer", None)
     # A case that runs once per capability belongs into the row of each.
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
     capabilities = {*info.requires, *info.undeclared, *(each for each in parameters if isinstance(each, Capability))}

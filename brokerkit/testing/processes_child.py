@@ -96,7 +96,7 @@ def _exit_at_end_of_input() -> None:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGKILL at the end of the parent: the end of stdin does not reach a stopped process."""
+    """Ask the kernel for SIGKILL at the end of the parent: the watching thread cannot act while C code is stuck."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

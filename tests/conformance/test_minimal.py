@@ -13,3 +13,7 @@ from brokerkit.testing.suite import *
 def harness() -> EmbeddedHarness:
     # Without LEASE nobody extends: what the embedded broker calls a lease must not end during a case.
     return EmbeddedHarness("memory://minimal", MinimalBackend(EmbeddedBackend()), lease=3600.0)
+
+
+async def test_the_minimal_backend_declares_nothing(harness: EmbeddedHarness) -> None:
+    assert (await harness.probe()).capabilities == frozenset()

@@ -218,6 +218,18 @@ def test_cut_down_delivers_exactly_the_bytes_before_the_offset(proxy: FaultProxy
             assert read_until_reset(client) == b"hel"
 
 
+def test_a_cut_waits_until_a_slow_reader_got_the_bytes_before_it(proxy: FaultProxy) -> None:
+    offset = 400_000
+    proxy.cut_at(offset, "down")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # most of it stays in the proxy's kernel buffer
+        client.settimeout(LONG)
+        client.connect((proxy.host, proxy.port))
+        client.sendall(b"x" * offset)
+        eventually_sync(lambda: proxy.counters.forwarded_down == offset, LONG, "the proxy to reach the offset")
+        assert len(read_until_reset(client)) == offset
+
+
 def test_cut_at_zero_forwards_nothing(server: EchoServer, proxy: FaultProxy) -> None:
     proxy.cut_at(0)
     with connect(proxy) as client:

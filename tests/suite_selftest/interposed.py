@@ -1,4 +1,4 @@
-"""A healthy embedded backend behind a thin layer of delegation, where `broken_backends` puts its faults.
+"""A healthy backend behind a thin layer of delegation, where `broken_backends` puts its faults.
 
 The layer speaks only `brokerkit.spi`, so that a fault is expressed in the terms of the contract it breaks and
 does not depend on how the embedded drivers are written.
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from brokerkit import spi
-from brokerkit.embedded.backend import EmbeddedBackend
 from brokerkit.errors import BrokerError
 
 __all__ = ["InterposedBackend", "InterposedConnection", "InterposedConsumer", "InterposedProducer"]
@@ -121,7 +120,7 @@ class InterposedConnection:
 
 
 class InterposedBackend:
-    """Embedded with every capability, healthy: the control group of the broken ones."""
+    """Embedded with every capability and no fault: the control group of the broken ones."""
 
     name = "embedded"
     schemes: tuple[str, ...] = ("memory", "sqlite")
@@ -130,9 +129,9 @@ class InterposedBackend:
     consumer_class: type[InterposedConsumer] = InterposedConsumer
     inbox_class: type[InterposedConsumer] = InterposedConsumer
 
-    def __init__(self) -> None:
-        self.inner = EmbeddedBackend()
-        self.capabilities: frozenset[spi.Capability] = self.inner.capabilities
+    def __init__(self, inner: spi.Backend) -> None:
+        self.inner = inner
+        self.capabilities: frozenset[spi.Capability] = inner.capabilities
 
     async def connect(self, options: spi.ConnectOptions) -> spi.Connection:
         return self.connection_class(await self.inner.connect(options), self, options)

@@ -294,6 +294,20 @@ def test_named_managers_inherit_nothing(load: Load, registry: Registry, tmp_path
         load(managers={"desk": {"paper": {"size": "x"}}}, registry=registry)
 
 
+def test_arguments_belong_to_the_manager_that_is_asked_for(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "brokerkit.yaml").write_text(
+        "url: amqp://h\nmanagers: {audit: {backend: rocketmq, topic: t}}\n", encoding="utf-8"
+    )
+
+    audit = load(name="audit", url="memory://x", send_timeout=2.0)
+    assert (audit.backend_name, audit.topic, audit.send_timeout) == ("embedded", "t", 2.0)
+    assert load(name="new", settings={"url": "memory://y"}).url == "memory://y"
+    assert load(name="new", settings=Settings(topic="mine")).topic == "mine"
+    assert load(name="a", settings=Settings(topic="mine", managers={"a": Settings(topic="its")})).topic == "its"
+    with pytest.raises(ConfigurationError, match=r"no manager 'new' is configured; known: audit"):
+        load(name="new")
+
+
 # --- compatibility --------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ __all__ = [
     "WEIRD_STRINGS",
     "CaseInfo",
     "case",
+    "cases_in",
     "collect",
     "eventually",
     "id_of",
@@ -123,6 +124,12 @@ class CaseInfo:
     needs: frozenset[str]
     #: Seconds, before the factor of the harness' timing.
     timeout: float
+
+
+def cases_in(namespace: object) -> list[CaseInfo]:
+    """Return the cases that are attributes of ``namespace``, e.g. of `brokerkit.testing.suite`, by name."""
+    found = (getattr(each, "case", None) for each in vars(namespace).values())
+    return sorted((info for info in found if isinstance(info, CaseInfo)), key=lambda info: info.name)
 
 
 def requires(*capabilities: Capability) -> Callable[[F], F]:

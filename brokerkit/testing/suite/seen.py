@@ -121,7 +121,22 @@ def blocking(harness: Harness) -> Manager:
 
 
 async def nothing_is_left(harness: Harness, topic: Topic[Any], group: str = "g") -> None:
-    """Fail when the group still has a message, ready or unsettled, once everybody else has closed."""
-    async with harness.manager() as manager, manager.consume(topic, group=group) as deliveries:
-        found = await deliveries.receive(quiet(harness))
-        assert found is None, f"{found.message.message_id if found else None} is still there"
+    """Fail when the group still has a message, ready, waiting or unsettled, once everybody else has closed."""
+    async with harness.manager() as manager:
+        watch = quiet(harness)
+        if Capability.STATS in harness.capabilities:
+            watch = harness.timing.quiet
+            stats = await manager.monitor.stats(topic, group)
+
+            async def empty() -> bool:
+                nonlocal stats
+                stats = await manager.monitor.stats(topic, group)
+                return not (stats.ready or stats.unsettled or stats.delayed)
+
+            try:
+                await eventually(empty, within=harness.timing.within(), what=f"nothing left in group {group}")
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {stats}") from None
+        async with manager.consume(topic, group=group) as deliveries:
+            found = await deliveries.receive(watch)
+            assert found is None, f"{found.message.message_id if found else None} is still there"

@@ -38,6 +38,11 @@ def handling(harness: Harness, topic: Topic[bytes], ledger: Ledger) -> AsyncMana
     return manager
 
 
+async def handled(ledger: Ledger, count: int, within: float) -> None:
+    """Return once ``count`` messages were handled."""
+    await eventually(lambda: len(ledger.handled_ids) >= count, within=within, what=f"{count} handled messages")
+
+
 async def balanced(ledger: Ledger, within: float) -> None:
     """Return once nothing is lost any more, or fail with the books."""
     try:
@@ -150,7 +155,10 @@ async def test_poison_message_is_capped(harness: Harness) -> None:
         await eventually(buried, within=within, what=f"the dead letter of the poison; {crew.entries('start')}")
         await crew.covered("done", ledger.confirmed_ids - {poison}, within=within)
         assert await worker.stop() == 0, worker.output
-        (letter,) = await manager.admin.dead_letters(topic, "g")
+        letters = await manager.admin.dead_letters(topic, "g")
+        shown = [(each.message.body, each.reason, each.attempts) for each in letters]
+        assert len(letters) == 1, f"{shown}; {crew.entries('start')}"
+        (letter,) = letters
         ledger.dead(letter.message.message_id or "", letter.reason or "")
         for entry in crew.entries("done"):
             ledger.handled(entry["id"], entry["attempt"])
@@ -182,13 +190,9 @@ async def test_graceful_restarts_kill_no_message(harness: Harness) -> None:
         return manager
 
     for _ in range(25):
-        before = len(ledger.handled_ids)
+        goal = min(len(ledger.handled_ids) + 1, len(outcomes))
         async with started(make()):
-            await eventually(
-                lambda before=before: len(ledger.handled_ids) > before or ledger.settled,  # type: ignore[misc]
-                within=harness.timing.within(),
-                what="the next message",
-            )
+            await handled(ledger, goal, harness.timing.within())
     async with started(make()) as last:
         await balanced(ledger, harness.timing.within(60))
         assert await last.admin.dead_letters(topic, "g") == []

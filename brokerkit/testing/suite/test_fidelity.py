@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from brokerkit.errors import ConfigurationError, MessageTooLarge, PayloadError
+from brokerkit.export import ExportTask
+from brokerkit.idempotency import MemoryIdempotencyStore
 from brokerkit.message import Message
 from brokerkit.names import MAX_NAME
 from brokerkit.spi import Capability
@@ -172,8 +174,6 @@ async def test_topic_names_round_trip(harness: Harness) -> None:
 @case
 async def test_export_task_round_trip(harness: Harness) -> None:
     """An export task arrives as an equal export task."""
-    from brokerkit import ExportTask
-
     topic = harness.topic(type=ExportTask)
     task = ExportTask(
         template_id="invoice",
@@ -220,7 +220,7 @@ async def test_foreign_message_is_delivered(harness: Harness) -> None:
     topic = harness.topic(type=bytes)
     deaths = [{"count": 3, "queue": "q", "reason": "expired"}]
     seen: list[tuple[bytes, str | None]] = []
-    async with harness.manager(idempotency={"store": "memory"}) as manager:
+    async with harness.manager(idempotency=MemoryIdempotencyStore(harness.clock)) as manager:
         async with manager.consume(topic):
             pass  # the topic and its group exist now
         for _ in range(2):

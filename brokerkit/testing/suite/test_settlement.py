@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from brokerkit.admin import DeadLetter
 from brokerkit.errors import AlreadySettled, Reject
 from brokerkit.spi import Capability, Inbound, Lease, ToDead
 from brokerkit.testing.deadlines import eventually
@@ -228,23 +229,36 @@ async def test_reject_goes_to_dead_letter(harness: Harness) -> None:
     """A rejected message becomes a dead letter that is the message as it was, and says why, where and how often."""
     topic = harness.topic(type=bytes)
     async with harness.manager() as manager:
-        sent = await manager.send(topic, b"\x00original", headers={"colour": "blue"}, key="k", tag="t", type="kind")
+        headers = {"colour": "blue"}
+        rejected = await manager.send(topic, b"\x00original", headers=headers, key="k", tag="t", type="kind")
+        hopeless = await manager.send(topic, b"hopeless")
 
         async def handle(body: bytes) -> None:
+            if body == b"hopeless":
+                raise LookupError("no such order")
             raise Reject("negative total")
 
-        manager.add_handler(topic, handle, retry=harness.retry(max_attempts=5))
+        manager.add_handler(topic, handle, retry=harness.retry(max_attempts=5, fatal=(LookupError,)))
         await manager.start()
-        (letter,) = await eventually(
-            lambda: manager.admin.dead_letters(topic, "g"), within=harness.timing.within(), what="a dead letter"
-        )
+
+        async def both() -> list[DeadLetter]:
+            letters = await manager.admin.dead_letters(topic, "g")
+            return letters if len(letters) == 2 else []
+
+        letters = await eventually(both, within=harness.timing.within(), what="two dead letters")
         await manager.stop()
-        message = letter.message
-        assert (message.body, message.message_id, dict(message.headers)) == (b"\x00original", sent, {"colour": "blue"})
+        by_id = {letter.message.message_id: letter for letter in letters}
+        assert set(by_id) == {rejected, hopeless}
+        for letter in letters:
+            assert (letter.topic, letter.group, letter.attempts) == (topic.name, "g", 1)
+        message = by_id[rejected].message
+        assert (message.body, dict(message.headers)) == (b"\x00original", headers)
         assert (message.key, message.tag, message.type) == ("k", "t", "kind")
-        assert (letter.topic, letter.group, letter.attempts, letter.reason) == (topic.name, "g", 1, "rejected")
-        assert "negative total" in (letter.error or "")
-        assert "Reject" in (letter.error_type or "")
+        assert by_id[rejected].reason == "rejected"
+        assert "negative total" in (by_id[rejected].error or "")
+        assert by_id[hopeless].message.body == b"hopeless"
+        assert (by_id[hopeless].reason, by_id[hopeless].error_type) == ("not-retryable", "LookupError")
+        assert "no such order" in (by_id[hopeless].error or "")
         async with manager.consume(topic) as deliveries:
             await receive_nothing(deliveries, harness.timing.quiet)
 

@@ -47,10 +47,9 @@ async def test_tag_filter(harness: Harness) -> None:
         if both:
             async with manager.consume(topic, group="all") as deliveries:
                 came = await receive_exactly(deliveries, [*sent.values(), untagged or ""], within=within)
-            assert {id_of(delivery): delivery.message.tag for delivery in came} == {
-                untagged: None,
-                **{name: tag for tag, name in sent.items()},
-            }
+            expected: dict[str | None, str | None] = {name: tag for tag, name in sent.items()}
+            expected[untagged] = None
+            assert {id_of(delivery): delivery.message.tag for delivery in came} == expected
 
 
 # --- broadcast ------------------------------------------------------------------------------------------------

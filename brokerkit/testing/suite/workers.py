@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from brokerkit.clock import SystemClock
+from brokerkit.delivery import Delivery
 from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
 from brokerkit.retry import RetryPolicy
@@ -176,7 +177,7 @@ async def hold(job: Job) -> None:
     """Take ``count`` messages (``got``), acknowledge all but the first one, and wait to be killed (``held``)."""
     manager = job.manager()
     async with manager, manager.consume(job.declared(), group=job.group, prefetch=job.count) as deliveries:
-        taken = []
+        taken: list[Delivery] = []
         while len(taken) < job.count:
             delivery = await deliveries.receive(1.0)
             if delivery is not None:

@@ -48,6 +48,7 @@ _names = itertools.count()
 
 STORES: dict[str, Callable[[Path], str]] = {
     "memory": lambda _: f"memory://drivers-{next(_names)}",
+    "sqlite": lambda directory: f"sqlite:///{directory / 'broker.db'}",
 }
 
 T = TopicSpec(name="t")
@@ -259,7 +260,7 @@ class TestSettlement:
         assert ids(await waiting) == ["2"]
 
     async def test_an_ended_lease_returns_the_message_and_the_place(self, connect: Callable[..., object]) -> None:
-        connection: EmbeddedConnection = await connect("?lease=0.2")  # type: ignore[misc]
+        connection: EmbeddedConnection = await connect("?lease=1")  # type: ignore[misc]
         await connection.declare(T, G)
         await send(connection, message("one"), message("two"))
         hung, other = await consumer(connection, prefetch=2), await consumer(connection)
@@ -277,13 +278,13 @@ class TestSettlement:
         assert ids(await receive_exactly(hung, 1)) == ["three"]
 
     async def test_an_extended_lease_holds(self, connect: Callable[..., object]) -> None:
-        connection: EmbeddedConnection = await connect("?lease=0.3")  # type: ignore[misc]
+        connection: EmbeddedConnection = await connect("?lease=1")  # type: ignore[misc]
         await connection.declare(T, G)
         await send(connection, message("one"))
         reader, other = await consumer(connection), await consumer(connection)
         held = await receive_exactly(reader, 1)
         await reader.extend(held, DEADLINE)
-        assert not await other.receive(1, 0.8)
+        assert not await other.receive(1, 1.5)
         assert reader.live(held[0])
         await reader.ack(held)
         assert reader.stale == 0
@@ -426,7 +427,7 @@ class TestDelays:
 
     async def test_groups_are_those_of_the_moment_when_it_is_due(self, broker: EmbeddedConnection) -> None:
         await broker.declare(T, GroupSpec(name="old"))
-        await send(broker, message("one", due=time.time() + 0.3))
+        await send(broker, message("one", due=time.time() + 1.5))
         await broker.delete("t", "old")
         await broker.declare(T, GroupSpec(name="new"))
         assert ids(await receive_exactly(await consumer(broker, group="new"), 1)) == ["one"]
@@ -504,7 +505,7 @@ class TestOptional:
 
     async def test_purge_removes_only_what_is_ready(self, broker: EmbeddedConnection) -> None:
         await broker.declare(T, GroupSpec(name="h"))
-        await send(broker, message("one"), message("two"), message("three"), message("late", due=time.time() + 0.3))
+        await send(broker, message("one"), message("two"), message("three"), message("late", due=time.time() + 2.0))
         await send(broker, message("dead", ToDead("t", "g")))
         reader = await consumer(broker)
         held = await reader.receive(1, 1)
@@ -551,7 +552,10 @@ class TestOptional:
 class TestOffers:
     async def test_every_offer_has_its_methods(self, broker: EmbeddedConnection) -> None:
         backend: Backend = EmbeddedBackend()
-        assert isinstance(backend, Backend) and isinstance(broker, Connection)
+        connection: Connection = broker
+        assert isinstance(backend, Backend) and isinstance(connection, Connection)
+        inbox: InboxDriver = await broker.open_inbox()
+        assert isinstance(inbox, InboxDriver)
         offered = broker.capabilities("t")
         expected = frozenset(Capability)
         if not broker.store.persistent:

@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 from brokerkit.clock import SystemClock
 from brokerkit.embedded.memory import MemoryStore
 from brokerkit.embedded.settings import EmbeddedSettings
+from brokerkit.embedded.sqlite import SqliteStore
 from brokerkit.embedded.store import Claimant, Store
 from brokerkit.spi import Destination, GroupSpec, Inbound, Outbound, ToDead, ToGroup, TopicSpec, ToTopic
-
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class ManualClock(SystemClock):
 
 STORES: dict[str, Callable[[Path, ManualClock], Store]] = {
     "memory": lambda _, clock: MemoryStore(EmbeddedSettings(), clock),
+    "sqlite": lambda path, clock: SqliteStore(path, settings=EmbeddedSettings(), clock=clock),
 }
 
 TOPIC = TopicSpec(name="t")
@@ -349,7 +350,7 @@ class StoreMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("store", list(STORES))
 def test_a_store_answers_like_the_model(store: str) -> None:
     machine = type("Machine", (StoreMachine,), {"make": staticmethod(STORES[store])})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=100,

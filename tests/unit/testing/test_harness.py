@@ -228,6 +228,28 @@ def test_the_plugin_loads_nothing_but_the_package_where_the_suite_is_not_used() 
     assert done.stdout.strip() == "['brokerkit.testing', 'brokerkit.testing.plugin']"
 
 
+def test_a_url_is_enough_to_run_the_suite(tmp_path: Path) -> None:
+    script = """
+import sys
+from brokerkit.testing.conformance import harness_for, run
+code, matrix = run(harness_for(sys.argv[1]), keyword="test_send_receive_one or test_connect_and_ping")
+print(code, matrix.rows["every backend"].passed)
+"""
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = '--no-such-option'\n")
+    command = [sys.executable, "-c", script, f"sqlite:///{tmp_path / 'x.db'}"]
+    done = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0 2", done.stdout + done.stderr
+    assert "test_connect_and_ping PASSED" in done.stdout
+    assert "sqlite: backend embedded" in done.stdout
+
+
+def test_managers_of_the_suite_ignore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROKERKIT_SEND_TIMEOUT", "77")
+    manager = EmbeddedHarness("memory://env").manager(retry={"max_attempts": 9})
+    assert manager.settings.send_timeout != 77
+    assert manager.settings.retry.max_attempts == 9
+
+
 # --- declarations of cases --------------------------------------------------------------------------------------
 
 
@@ -456,3 +478,34 @@ async def test_the_minimal_backend_offers_nothing_and_works(harness: EmbeddedHar
         await consumer.ack([inbound])
     finally:
         await connection.aclose()
+
+
+async def test_the_file_survives_a_process_that_is_killed_in_a_transaction(tmp_path: Path) -> None:
+    harness = EmbeddedHarness(f"sqlite:///{tmp_path / 'broker.db'}")
+    await harness.probe()
+    await harness.begin("test_killed", frozenset({"kill"}))
+    topic = harness.name()
+    async with harness.connection() as connection:
+        await harness.declare(connection, topic)
+        producer = await connection.open_producer()
+        consumer = await harness.consumer(connection, topic)
+        ids = await send(producer, outbound(topic), outbound(topic))
+        await harness.kill()
+        ids += await send(producer, outbound(topic))
+        await receive_exactly(consumer, ids, within=SOON)
+    await harness.end()
+
+
+async def test_a_foreign_message_has_an_id_only_where_the_store_needs_one(tmp_path: Path) -> None:
+    for url, has_id in (("memory://foreign", False), (f"sqlite:///{tmp_path / 'broker.db'}", True)):
+        harness = EmbeddedHarness(url)
+        await harness.begin("test_foreign", frozenset())
+        topic = harness.name()
+        async with harness.connection() as connection:
+            await harness.declare(connection, topic)
+            await harness.inject_foreign(topic, b"x", {"x-death": [{"count": 1}], "n": 3, "text": "t"})
+            consumer = await harness.consumer(connection, topic)
+            (inbound,) = await collect(consumer, 1, within=SOON)
+        assert (inbound.message_id is not None) == has_id
+        assert dict(inbound.headers) == {"x-death": '[{"count": 1}]', "n": "3", "text": "t"}
+        await harness.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import pickle
 import signal
@@ -89,6 +90,12 @@ def start_a_grandchild() -> None:
         time.sleep(1)
 
 
+def get_stuck() -> None:
+    report({"stuck": True})
+    # Keeps the interpreter lock: no thread of this process runs Python any more.
+    ctypes.PyDLL(None).sleep(600)
+
+
 _GRANDCHILD = """
 import sys, time
 sys.path[:] = %r
@@ -101,7 +108,7 @@ _TEST_THAT_IS_KILLED = """
 import sys, time
 sys.path[:] = %r
 from brokerkit.testing.processes import WorkerProcess
-process = WorkerProcess("test_worker_processes:tick")
+process = WorkerProcess("test_worker_processes:" + ("get_stuck" if sys.argv[1] == "stuck" else "tick"))
 process.start()
 while not process.events:
     time.sleep(0.01)
@@ -309,11 +316,12 @@ def test_close_takes_the_processes_below_along_and_they_can_report() -> None:
         process.start()
 
 
-@pytest.mark.parametrize("state", ["running", "suspended"])
-def test_no_process_outlives_a_test_run_that_is_killed(state: str) -> None:
+@pytest.mark.parametrize("state", ["running", "suspended", "stuck"])
+def test_no_process_outlives_a_test_run_that_is_killed(state: str, tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", _TEST_THAT_IS_KILLED % ([os.path.dirname(__file__), *sys.path],), state],
         stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # nobody is left to clean up
     )
     assert run.stdout is not None
     with run.stdout:

@@ -1,21 +1,19 @@
-"""The data structures of the store in memory: records, what is ready in a group, groups and topics.
+"""What the store in memory keeps of a message, and the order in which a group delivers what is ready.
 
-Nothing here locks or looks at a clock: `brokerkit.embedded.memory.MemoryStore` does.  No operation costs more
+No operation costs more
 because many messages wait: fresh messages are appended and taken at the ends of a deque, and heaps hold only what
 has a priority, was given back or waits for its due time.
 """
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
-from brokerkit.embedded.audience import Audience
 from brokerkit.spi import Inbound, Outbound
 
-__all__ = ["Entry", "Fifo", "Group", "Lanes", "Record", "Topic", "inbound"]
+__all__ = ["Entry", "Fifo", "Lanes", "Record", "inbound"]
 
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -135,9 +133,7 @@ class Fifo:
         fresh, placed = self._fresh, self._placed
         taken: list[Entry] = []
         while placed and len(taken) < limit:
-            if fresh and placed[0][:2] > (0, fresh[0].seq):
-                taken.append(Entry(fresh.popleft(), owner, until))
-                continue
+            # They go first: what has no priority was taken before and is older than all that is fresh.
             entry = heappop(placed)[2]
             entry.owner = owner
             entry.until = until
@@ -314,81 +310,3 @@ class Lanes:
         if lane.leased <= 0:
             lane.leased = 0
             lane.holder = None
-
-
-class Group:
-    """One group of a topic, or one inbox."""
-
-    __slots__ = (
-        "audience",
-        "dead",
-        "delayed",
-        "gone",
-        "lease_end",
-        "leases",
-        "name",
-        "ordered",
-        "owner",
-        "ready",
-        "tags",
-        "taken",
-    )
-
-    def __init__(self, name: str, audience: Audience, *, ordered: bool, tags: frozenset[str] | None) -> None:
-        self.name = name
-        self.audience = audience
-        self.ordered = ordered
-        #: None: every message.
-        self.tags = tags
-        self.ready: Fifo | Lanes = Lanes() if ordered else Fifo()
-        self.leases: dict[int, Entry] = {}
-        #: No lease ends before this instant.
-        self.lease_end = math.inf
-        #: By sequence number.  An OrderedDict, because a dict whose first items are gone is slow to begin.
-        self.dead: OrderedDict[int, Entry] = OrderedDict()
-        #: The dead letters that are leased: their sequence numbers by token.
-        self.taken: dict[int, int] = {}
-        #: How many scheduled messages are for this group alone.
-        self.delayed = 0
-        #: Set when the group is deleted: what was scheduled for it must not reach a later group of that name.
-        self.gone = False
-        #: The consumer that it ends with, where it is a private one.
-        self.owner: str | None = None
-
-    def wants(self, tag: str | None) -> bool:
-        """Return whether a message with ``tag`` belongs to the group."""
-        return self.tags is None or tag in self.tags
-
-
-class Topic:
-    """A topic with its groups, what is scheduled and what is kept for groups to come."""
-
-    __slots__ = ("delayed", "groups", "later", "name", "ordered", "settled", "settled_bytes")
-
-    def __init__(self, name: str, *, ordered: bool) -> None:
-        self.name = name
-        self.ordered = ordered
-        self.groups: dict[str, Group] = {}
-        #: (due, number, record, group or None for all) as a heap.
-        self.later: list[tuple[float, int, Record, Group | None]] = []
-        #: How many scheduled messages are for all groups.
-        self.delayed = 0
-        #: Records that every group settled, in the order they were settled.
-        self.settled: deque[Record] = deque()
-        self.settled_bytes = 0
-
-    def log(self) -> list[Record]:
-        """Return what was sent to the topic and is still here, in the order of sending."""
-        records = {record.seq: record for record in self.settled}
-        for group in self.groups.values():
-            for record in group.ready.records():
-                records[record.seq] = record
-            for entry in group.leases.values():
-                records[entry.record.seq] = entry.record
-        return sorted((record for record in records.values() if record.logged), key=lambda record: record.seq)
-
-    def forget(self, group: Group) -> None:
-        """Remove what is scheduled for a deleted group."""
-        if group.delayed:
-            self.later = [item for item in self.later if item[3] is not group]
-            heapify(self.later)

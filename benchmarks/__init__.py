@@ -1,0 +1,1 @@
+"""Benchmarks: brokerkit and its peers side by side in one run.  ``python -m benchmarks --help``."""
