@@ -39,14 +39,13 @@ def flatness(rounds: int, scale: float) -> list[Row]:
 
 async def _costs(url: str, few: int, lots: int, rounds: int) -> tuple[float, float]:
     async with AsyncManager(settings={"url": url}) as manager:
-        small, large = [], []
+        small = []
         await manager.send_many(TOPIC, [BODY] * few)
         for _ in range(rounds):
             small.append(await _take(url, _TAKES))
             await manager.send_many(TOPIC, [BODY] * (_TAKE * _TAKES))
         await manager.send_many(TOPIC, [BODY] * lots)
-        for _ in range(rounds):
-            large.append(await _take(url, _TAKES))
+        large = [await _take(url, _TAKES) for _ in range(rounds)]
         return statistics.median(small), statistics.median(large)
 
 
@@ -68,20 +67,19 @@ async def _take(url: str, takes: int) -> float:
 
 
 async def _fresh(url: str, delayed: int) -> tuple[float, float]:
-    async with AsyncManager(settings={"url": url}) as manager:
-        async with manager.consume(TOPIC) as deliveries:
+    async with AsyncManager(settings={"url": url}) as manager, manager.consume(TOPIC) as deliveries:
 
-            async def one() -> float:
-                began = time.perf_counter()
-                await manager.send(TOPIC, BODY)
-                delivery = await deliveries.receive(10.0)
-                if delivery is None:
-                    raise RuntimeError("the fresh message did not come")
-                took = time.perf_counter() - began
-                await delivery.ack()
-                return took
+        async def one() -> float:
+            began = time.perf_counter()
+            await manager.send(TOPIC, BODY)
+            delivery = await deliveries.receive(10.0)
+            if delivery is None:
+                raise RuntimeError("the fresh message did not come")
+            took = time.perf_counter() - began
+            await delivery.ack()
+            return took
 
-            without = statistics.median([await one() for _ in range(200)])
-            await manager.send_many(TOPIC, [BODY] * delayed, delay=3600)
-            beside = statistics.median([await one() for _ in range(200)])
+        without = statistics.median([await one() for _ in range(200)])
+        await manager.send_many(TOPIC, [BODY] * delayed, delay=3600)
+        beside = statistics.median([await one() for _ in range(200)])
     return without, beside

@@ -125,8 +125,8 @@ class Gate:
         if threading.get_ident() == engine.thread.ident:
             raise RuntimeError(self._inside)
         call = _Call(start, contextvars.copy_context())
-        engine.submit(call)
         try:
+            engine.submit(call)
             call.wait()
         except BaseException:  # KeyboardInterrupt, or what another signal handler raises
             engine.abandon(call)
@@ -182,6 +182,8 @@ class _Engine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
         self._ended = False
+        #: The last call, made when the interpreter ends.
+        self._leaving: _Call[object] | None = None
         self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self.thread.start()
         atexit.register(self._at_exit)
@@ -227,10 +229,9 @@ class _Engine:
     def _at_exit(self) -> None:
         if self.pid != os.getpid() or not self.thread.is_alive():
             return
-        if self._farewell is not None:
-            call = _Call(self._farewell, contextvars.Context())
-            self.submit(call)
-            call.wait(_FAREWELL)
+        self._leaving = _Call(self._farewell or _nothing, contextvars.Context())
+        self.submit(self._leaving)
+        self._leaving.wait(_FAREWELL)
         self.end(_LAST_JOIN)
 
     # --- the loop's thread ---
@@ -269,7 +270,12 @@ class _Engine:
                 call = self._calls.popleft()
             except IndexError:  # the other thread that refuses took it
                 return
-            call.fail(self._closed_error())
+            self._fail(call, self._closed_error())
+
+    def _fail(self, call: _Call[Any], error: BaseException) -> None:
+        # Who waits while the interpreter ends is a daemon thread: it ends too, and has no one to tell of its error.
+        if self._leaving is None or call is self._leaving:
+            call.fail(error)
 
     @staticmethod
     def _closed_error() -> Closed:
@@ -296,7 +302,7 @@ class _Engine:
     async def _pump(self) -> None:
         calls, idle = self._calls, self._idle
         task = asyncio.current_task()
-        while not self._ending:
+        while True:
             turn = 0
             while calls and not self._ending:
                 call = calls.popleft()
@@ -308,7 +314,7 @@ class _Engine:
                 turn += 1
                 if turn % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
-            if len(idle) >= _SPARE:
+            if self._ending or len(idle) >= _SPARE:
                 return
             parked = self._loop.create_future()
             idle.append(parked)
@@ -325,14 +331,18 @@ class _Engine:
             value = await call.start()
         except asyncio.CancelledError as exc:
             call.task = None
-            call.fail(self._closed_error() if self._ending else exc)
+            self._fail(call, self._closed_error() if self._ending else exc)
         except BaseException as exc:
             # All of them belong to the caller, SystemExit too: nobody else in this thread can act on it.
             call.task = None
-            call.fail(exc)
+            self._fail(call, exc)
         else:
             call.task = None
             call.succeed(value)
         if call.abandoned and task is not None:
             # The task lives on for the next call.
             task.uncancel()
+
+
+async def _nothing() -> None:
+    return None

@@ -28,7 +28,7 @@ from brokerkit.producer import Producer, SendOutcome
 from brokerkit.requests import Requests
 from brokerkit.retry import RetryPolicy, resolve_policy
 from brokerkit.router import HandlerSpec, Router
-from brokerkit.spi import Backend, Capability, ConnectOptions, ConsumerOptions
+from brokerkit.spi import Backend, Capability, Connection, ConnectOptions, ConsumerOptions
 from brokerkit.stopping import StopRequest, stop_signals
 from brokerkit.topic import Topic
 from brokerkit.topology import Topology
@@ -167,6 +167,10 @@ class AsyncManager(Router):
         """Connect now rather than on first use.  Raise what is wrong: `BrokerUnavailable`, `AccessRefused` …"""
         self._closed = False
         await self._use().link.connection()
+
+    async def connection(self) -> Connection:
+        """Return the backend's connection, for what is not portable; see `brokerkit.spi`."""
+        return await self._use().link.connection()
 
     async def __aenter__(self) -> Self:
         await self.connect()

@@ -197,7 +197,7 @@ def stats(
 
 def _oldest(connection: sqlite3.Connection, number: int) -> float | None:
     """Return when the oldest ready message became deliverable, by one look per priority."""
-    times = []
+    times: list[float] = []
     rank: float = float("-inf")
     while True:
         row = connection.execute(

@@ -52,11 +52,11 @@ class Janitor:
         if not self._wake.is_set():
             self._wake.set()
 
-    def close(self) -> None:
-        """End the thread; returns when the step that runs has ended."""
+    def close(self, timeout: float) -> None:
+        """End the thread; returns when the step that runs has ended, after ``timeout`` at the latest."""
         self._halt.set()
         self._wake.set()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _work(self) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)

@@ -43,6 +43,7 @@ class StartMarks:
         self._slots = 0
         self._free: list[int] = []
         self._used: dict[tuple[int, int], int] = {}
+        self._map = mmap.mmap(-1, 1)
         self._grow()
         self._map[: len(boot_id())] = boot_id()
 
@@ -83,8 +84,7 @@ class StartMarks:
         first, self._slots = self._slots, max(_FIRST_SLOTS, self._slots * 2)
         size = _HEADER + self._slots * _SLOT.size
         os.ftruncate(self._fd, size)
-        if first:
-            self._map.close()
+        self._map.close()
         self._map = mmap.mmap(self._fd, size)
         self._free.extend(_HEADER + slot * _SLOT.size for slot in range(first, self._slots))
 

@@ -35,6 +35,8 @@ class Transaction:
         self.woken: set[int] = set()
         self._max_body = max_body
         connection.execute("BEGIN IMMEDIATE")
+        self.seq: int
+        self.claim: int
         self.seq, self.claim, version = connection.execute("SELECT seq, claim, catalog FROM meta").fetchone()
         self._stored_meta = (self.seq, self.claim, version)
         self.catalog = catalog if catalog is not None and catalog.version == version else Catalog(connection, version)

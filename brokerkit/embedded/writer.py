@@ -14,7 +14,8 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +140,41 @@ class GroupCommit:
             loop.call_soon(self._flush, loop)
         return operation.future
 
-    def call(self, apply: Callable[[Transaction], Any], *, durable: bool = False) -> Any:
-        """Run one operation in the calling thread, which is not an event loop's; may block for long."""
-        operation = Operation(apply, durable=durable)
-        with self.mutex:
-            self.lock.acquire()
+    def call(self, apply: Callable[[Transaction], Any], *, timeout: float | None = None) -> Any:
+        """Run one operation in the calling thread, which is not an event loop's.
+
+        With a ``timeout`` raise `BrokerUnavailable` when the file was not free in that time.
+        """
+        operation = Operation(apply, durable=False)
+        with self._hold(timeout):
             self._run_and_unlock([operation], patient=True)
         if operation.error is not None:
             raise operation.error
         return operation.result
+
+    @contextmanager
+    def _hold(self, timeout: float | None) -> Iterator[None]:
+        """Hold the mutex, and take the lock."""
+        limit = self._timeout if timeout is None else timeout
+        deadline = self._clock.monotonic() + limit
+        if not self.mutex.acquire(timeout=-1 if timeout is None else timeout):
+            raise self._locked(limit)
+        try:
+            if timeout is None:
+                self.lock.acquire()
+            else:
+                while not self.lock.try_acquire():
+                    if self._clock.monotonic() >= deadline:
+                        raise self._locked(limit)
+                    time.sleep(_RETRY)
+            yield
+        finally:
+            self.mutex.release()
+
+    def _locked(self, seconds: float) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"{self._path} was locked by another process for more than {seconds:g} s", backend="embedded"
+        )
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled.discard(loop)
@@ -235,14 +262,12 @@ class GroupCommit:
                 operation = self._pending.popleft()
             except IndexError:
                 break
-            operation.error = BrokerUnavailable(
-                f"{self._path} was locked by another process for more than {self._timeout:g} s", backend="embedded"
-            )
+            operation.error = self._locked(self._timeout)
             overdue.append(operation)
         self._deliver(overdue, loop)
 
-    def close(self) -> None:
-        """Finish what is pending and end the thread.  Blocks for a short time; not for an event loop's thread."""
+    def close(self) -> bool:
+        """Finish what is pending and end the thread; return whether it ended.  Blocks: not for an event loop."""
         with self._state:
             self._closed = True
             self._state.notify()
@@ -251,6 +276,7 @@ class GroupCommit:
         for timer in list(self._watchdogs.values()):
             timer.cancel()
         self._watchdogs.clear()
+        return self._thread is None or not self._thread.is_alive()
 
     # --- transactions -------------------------------------------------------------------------------------------
 

@@ -246,9 +246,7 @@ async def test_a_send_wakes_the_consumer_of_another_process(
 async def test_the_path_of_the_file_may_be_longer_than_a_socket_allows(tmp_path: Path) -> None:
     directory = tmp_path / ("d" * 120)
     directory.mkdir()
-    stores = [
-        SqliteStore(directory / "broker.db", settings=EmbeddedSettings(), clock=SystemClock()) for _ in range(2)
-    ]
+    stores = [SqliteStore(directory / "broker.db", settings=EmbeddedSettings(), clock=SystemClock()) for _ in range(2)]
     for store in stores:
         await store.open()
     await stores[0].declare(T, G)
@@ -339,9 +337,7 @@ async def test_after_a_power_loss_nothing_is_said_about_starts(
     assert (got[0].redelivered, got[0].started, got[0].native_attempt) == (True, None, 1)
 
 
-async def test_the_private_groups_of_a_dead_process_go(
-    make: Callable[..., Awaitable[SqliteStore]], path: Path
-) -> None:
+async def test_the_private_groups_of_a_dead_process_go(make: Callable[..., Awaitable[SqliteStore]], path: Path) -> None:
     store = await make()
     await store.declare(T, G)
     process = start(path, "attach")
@@ -411,9 +407,7 @@ async def test_the_child_of_a_fork_is_told_and_the_parent_goes_on(
 # --- upkeep ---------------------------------------------------------------------------------------------------
 
 
-async def test_retention_removes_what_no_group_has(
-    make: Callable[..., Awaitable[SqliteStore]], path: Path
-) -> None:
+async def test_retention_removes_what_no_group_has(make: Callable[..., Awaitable[SqliteStore]], path: Path) -> None:
     clock = SteppedClock()
     store = await make(clock=clock, retention_age=100.0)
     await store.declare(T, G)

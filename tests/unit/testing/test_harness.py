@@ -13,7 +13,8 @@ from typing import Any, cast
 import pytest
 
 from brokerkit.embedded.backend import EmbeddedBackend
-from brokerkit.errors import BrokerUnavailable, Closed, SendRefused, SendTimeout, Unroutable
+from brokerkit.embedded.connection import EmbeddedConnection
+from brokerkit.errors import AccessRefused, BrokerUnavailable, Closed, SendRefused, SendTimeout, Unroutable
 from brokerkit.names import check_group, check_topic
 from brokerkit.spi import AtomicSettle, Capability, Connection, ConnectOptions, Manage, ToGroup, ToTopic
 from brokerkit.testing import EmbeddedHarness, Harness, InterposedBackend, MinimalBackend, Timing
@@ -509,3 +510,94 @@ async def test_a_foreign_message_has_an_id_only_where_the_store_needs_one(tmp_pa
         assert (inbound.message_id is not None) == has_id
         assert dict(inbound.headers) == {"x-death": '[{"count": 1}]', "n": "3", "text": "t"}
         await harness.end()
+
+
+# --- the cases that have no subject on a file, on a backend that gives them one -----------------------------------
+
+
+class _Fenced(EmbeddedBackend):
+    """Has an address where nobody answers, and one that wants credentials."""
+
+    async def connect(self, options: ConnectOptions) -> EmbeddedConnection:
+        if options.url == "memory://nowhere":
+            raise BrokerUnavailable("nobody answers at nowhere")
+        if options.url == "memory://wrong":
+            raise AccessRefused("the broker refused the user name or the password")
+        return await super().connect(options)
+
+
+class _Linked(EmbeddedHarness):
+    bad_url = "memory://wrong"
+    unreachable_url = "memory://nowhere"
+
+    async def begin(self, case: str, needs: frozenset[str]) -> None:
+        await super().begin(case, needs | {"restart"})
+
+    async def drop_connection(self) -> None:
+        async with self.restart():
+            pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_unsettled_redelivered_after_connection_loss",
+        "test_stale_token_never_settles_another_message",
+        "test_unreachable_broker_raises_in_time",
+        "test_wrong_credentials_are_not_retryable",
+    ],
+)
+def test_cases_about_links_pass_where_there_is_a_link(name: str) -> None:
+    from brokerkit.testing import suite
+
+    getattr(suite, name)(harness=_Linked("memory://linked", _Fenced()))
+
+
+def test_the_case_about_stale_tokens_finds_a_consumer_that_settles_them() -> None:
+    from brokerkit.testing import suite
+
+    class SettlesStale(_Linked):
+        """Its links forget nothing: an old token settles whatever message has its place now."""
+
+        async def begin(self, case: str, needs: frozenset[str]) -> None:
+            await super().begin(case, needs)
+            self.backend = _SettlesStale(self.backend)
+
+        def restart(self) -> Any:
+            return cast(_SettlesStale, self.backend).inner_layer.stopped()
+
+    with pytest.raises(AssertionError):
+        suite.test_stale_token_never_settles_another_message(harness=SettlesStale("memory://stale"))
+
+
+class _SettlesStale:
+    """Settles by message id instead of by token."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner_layer = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner_layer, name)
+
+    async def connect(self, options: ConnectOptions) -> Any:
+        connection = await self.inner_layer.connect(options)
+        open_consumer = connection.open_consumer
+
+        async def open_and_spoil(consumer_options: Any) -> Any:
+            consumer = await open_consumer(consumer_options)
+            receive, ack = consumer.receive, consumer.ack
+            latest: dict[str | None, Any] = {}
+
+            async def receive_and_note(limit: int, timeout: float) -> Any:
+                found = await receive(limit, timeout)
+                latest.update((each.message_id, each) for each in found)
+                return found
+
+            async def ack_latest(messages: Any) -> None:
+                await ack([latest.get(each.message_id, each) for each in messages])
+
+            consumer.receive, consumer.ack = receive_and_note, ack_latest
+            return consumer
+
+        connection.open_consumer = open_and_spoil
+        return connection
