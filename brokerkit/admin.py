@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from brokerkit.topic import Topic
 __all__ = ["Admin", "DeadLetter"]
 
 P = TypeVar("P")
+T = TypeVar("T")
 
 #: Dead letters that are taken at once for redrive and discard.
 _BATCH = 100
@@ -190,7 +191,7 @@ class Admin:
         ids: Sequence[str] | None,
         limit: int | None,
         what: str,
-        act: Callable[[ConsumerDriver, Inbound], Any],
+        act: Callable[[ConsumerDriver, Inbound], Awaitable[bool]],
     ) -> int:
         name = self._enter(topic)
         connection = await self._offering(DeadLetters, Capability.DEAD_LETTER, name, what)  # type: ignore[type-abstract]
@@ -238,7 +239,7 @@ class Admin:
             raise CapabilityNotSupported(f"{call} is declared by the backend but not implemented", topic=topic)
         return connection
 
-    async def _call(self, call: Any, topic: str) -> Any:
+    async def _call(self, call: Awaitable[T], topic: str) -> T:
         try:
             return await call
         except BrokerError as error:

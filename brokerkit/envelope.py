@@ -97,7 +97,7 @@ def check_options(options: Mapping[str, Any], now: float) -> tuple[dict[str, str
         raise PayloadError(f"unknown send option {unknown[0]!r}; known are {', '.join(sorted(_KNOWN))}")
     headers: dict[str, str] = {}
     given = options.get("headers")
-    if given:
+    if given is not None:
         check_headers(given)
         headers.update(given)
     for name in ("key", "type", "message_id", "correlation_id", "reply_to"):
@@ -126,9 +126,15 @@ def check_options(options: Mapping[str, Any], now: float) -> tuple[dict[str, str
 
 
 def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PayloadError(f"{name} is a finite number of seconds, not {value!r}")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PayloadError(f"{name} is a number of seconds, not {type(value).__name__}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise PayloadError(f"{name} is a finite number of seconds, not {seconds!r}")
+    return seconds
 
 
 def _due(delay: object, due: object, now: float) -> float | None:
@@ -155,7 +161,8 @@ def _due(delay: object, due: object, now: float) -> float | None:
 def _parent_id(parent: object) -> str:
     parent_id = getattr(getattr(parent, "message", parent), "message_id", parent)
     if not isinstance(parent_id, str):
-        raise PayloadError(f"parent is a message with an id, or its id, not {parent!r}")
+        # Not its repr: that of a message shows the body.
+        raise PayloadError(f"parent is a message with an id, or its id; this {type(parent).__name__} has none")
     return check_text("parent", parent_id)
 
 
@@ -176,15 +183,15 @@ def expires_of(inbound: Inbound) -> float | None:
     if text is None:
         return None
     try:
-        return float(text)
+        instant = float(text)
     except ValueError:
         return None
+    # A foreign sender may write nan or inf there.
+    return instant if math.isfinite(instant) else None
 
 
 def user_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return the headers without brokerkit's own."""
-    if not headers:
-        return headers
     return {name: value for name, value in headers.items() if not name.startswith(RESERVED_HEADER)}
 
 

@@ -90,9 +90,8 @@ class BrokerError(Exception):
         return f"{self.message} ({', '.join(context)})" if context else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions travel between processes (executor="process"); keyword-only state must travel too.
-        state = {"topic": self.topic, "backend": self.backend, "retryable": self.retryable}
-        return (type(self), (self.message,), state)
+        # Exceptions travel between processes (executor="process"); keyword-only state and notes must travel too.
+        return (type(self), (self.message,), self.__dict__)
 
 
 class BrokerUnavailable(BrokerError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from brokerkit.errors import ConfigurationError
 from brokerkit.message import Message
 
 __all__ = ["ErrorEvent", "ErrorHook", "ErrorHooks"]
@@ -47,12 +49,21 @@ class ErrorHooks:
         return bool(self._hooks)
 
     def add(self, hook: ErrorHook) -> None:
-        """Call ``hook`` with every `ErrorEvent`, on the manager's loop."""
+        """Call ``hook`` with every `ErrorEvent`, on the manager's loop.
+
+        Raise `ConfigurationError` for a coroutine function: nobody would await it.
+        """
+        if not callable(hook):
+            raise ConfigurationError(f"an error hook is a function of one ErrorEvent, not {type(hook).__name__}")
+        if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
+            raise ConfigurationError(
+                f"the error hook {hook!r} is a coroutine function; give a plain function, which may create a task"
+            )
         self._hooks.append(hook)
 
     def tell(self, event: ErrorEvent) -> None:
         """Call all hooks."""
-        for hook in self._hooks:
+        for hook in tuple(self._hooks):
             try:
                 hook(event)
             except Exception:

@@ -77,10 +77,10 @@ class Message:
 class MessageIds:
     """Ids for messages: unique over processes, machines and restarts, in 0.3 µs instead of uuid4's 3.
 
-    A random prefix per process and a counter; a fork gets a prefix of its own.
+    A random prefix per process and a counter.  A fork copies both, so the child must `renew` before its first id.
     """
 
-    __slots__ = ("_next", "_prefix")
+    __slots__ = ("_source",)
 
     #: Random bytes of the prefix: 2**96 prefixes make a collision of two processes not worth a thought.
     _RANDOM_BYTES = 12
@@ -89,10 +89,11 @@ class MessageIds:
         self.renew()
 
     def renew(self) -> None:
-        """Take a new prefix.  The manager calls it after a fork."""
-        self._prefix = os.urandom(self._RANDOM_BYTES).hex()
-        self._next = count(1).__next__
+        """Take a new prefix.  The manager calls it for each new session: it may be the first one after a fork."""
+        # One attribute, so that no thread ever puts the old prefix before a number that begins again.
+        self._source = (os.urandom(self._RANDOM_BYTES).hex(), count(1).__next__)
 
     def __call__(self) -> str:
         """Return a new id of 24 hexadecimal digits, a dash and a number."""
-        return f"{self._prefix}-{self._next():x}"
+        prefix, following = self._source
+        return f"{prefix}-{following():x}"

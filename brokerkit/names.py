@@ -55,13 +55,13 @@ def check_group(topic: str, name: str) -> str:
 def _check_name(what: str, name: str) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f"a {what} name must be a str, not {type(name).__name__}")
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"illegal {what} name {name!r}: use letters, digits, '_' and '-', in parts joined by single dots"
-        )
     if len(name) > MAX_NAME:
         raise ConfigurationError(
             f"{what} name {name[:20]!r}… has {len(name)} characters; at most {MAX_NAME} are allowed"
+        )
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"illegal {what} name {name!r}: use letters, digits, '_' and '-', in parts joined by single dots"
         )
     if name.startswith(RESERVED_NAME):
         raise ConfigurationError(f"{what} name {name!r} is reserved: names that start with 'bk.' are ours")
@@ -70,9 +70,15 @@ def _check_name(what: str, name: str) -> str:
 
 def check_tag(tag: str) -> str:
     """Return ``tag``; raise `PayloadError` unless it is a legal label of one message."""
-    if not isinstance(tag, str) or not _TAG.fullmatch(tag) or len(tag) > MAX_NAME:
-        raise PayloadError(f"illegal tag {tag!r}: use up to {MAX_NAME} letters, digits, '_', '-' and '.'")
+    if not isinstance(tag, str):
+        raise PayloadError(f"a tag must be a str, not {type(tag).__name__}")
+    if not _is_tag(tag):
+        raise PayloadError(f"illegal tag {tag[:MAX_NAME]!r}: use up to {MAX_NAME} letters, digits, '_', '-' and '.'")
     return tag
+
+
+def _is_tag(text: str) -> bool:
+    return len(text) <= MAX_NAME and _TAG.fullmatch(text) is not None
 
 
 def check_text(what: str, value: str) -> str:
@@ -82,15 +88,20 @@ def check_text(what: str, value: str) -> str:
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError:
-            raise PayloadError(f"{what} {value!r} holds a lone surrogate, which UTF-8 cannot encode") from None
+        except UnicodeEncodeError as exc:
+            # The value is left out: a header may be a token.
+            raise PayloadError(
+                f"{what} holds a lone surrogate at position {exc.start}, which UTF-8 cannot encode"
+            ) from None
     return value
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raise `PayloadError` unless all names and values are encodable str and no name is reserved or empty."""
+    if not isinstance(headers, Mapping):
+        raise PayloadError(f"headers are a mapping of str to str, not {type(headers).__name__}")
     for name, value in headers.items():
-        check_text("header name", name)
+        check_text("a header name", name)
         check_text(f"header {name!r}", value)
         if not name:
             raise PayloadError("a header name must not be empty")
@@ -114,9 +125,10 @@ class TagFilter:
         if expression.strip() != _ANY:
             tags = [part.strip() for part in expression.split("||")]
             for tag in tags:
-                if not _TAG.fullmatch(tag):
+                if not _is_tag(tag):
                     raise ConfigurationError(
-                        f"malformed tag filter {expression!r}: write '*' or tags joined by '||', as in 'a||b'"
+                        f"malformed tag filter {expression!r}: write '*' or tags joined by '||', as in 'a||b'; a tag "
+                        f"is up to {MAX_NAME} letters, digits, '_', '-' and '.'"
                     )
             self.tags = frozenset(tags)
         #: The normal form: equal filters have equal expressions.

@@ -73,12 +73,12 @@ class Producer:
         if driver is None or self._link.closed or not self._link.is_declared(name):
             driver = await self._prepare(name)
         self._check_offers(name, outbound)
-        error = (await driver.send((outbound,)))[0]
-        if error is not None:
-            error = (await self._insist([outbound], [error], self._send_timeout))[0]
-            if error is not None:
+        failure = (await driver.send((outbound,)))[0]
+        if failure is not None:
+            failure = (await self._insist([outbound], [failure], self._send_timeout))[0]
+            if failure is not None:
                 self._metrics.count("send_failed")
-                raise error
+                raise failure
         self._metrics.count("sent")
         return outbound.message_id
 

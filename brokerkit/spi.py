@@ -315,12 +315,20 @@ class Backend(Protocol):
     used to check the section early and to generate the documentation.
     """
 
-    #: The name in configuration and in errors, e.g. ``rabbitmq``.
-    name: str
-    #: URL schemes that choose this backend, e.g. ``("amqp", "amqps")``.
-    schemes: tuple[str, ...]
-    #: All that any connection of this backend may offer.
-    capabilities: frozenset[Capability]
+    @property
+    def name(self) -> str:
+        """The name in configuration and in errors, e.g. ``rabbitmq``; a class attribute will do."""
+        ...
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """URL schemes that choose this backend, e.g. ``("amqp", "amqps")``."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """All that any connection of this backend may offer."""
+        ...
 
     async def connect(self, options: ConnectOptions) -> Connection:
         """Connect once and return the connection; it heals itself from then on.

@@ -62,6 +62,8 @@ class Topic(Generic[T]):
         self.name = check_topic(name)
         self.type = type
         self.ordered = ordered
+        if isinstance(groups, str | Group):
+            raise ConfigurationError(f"topic {name!r}: groups is a list, as in groups=[{groups!r}]", topic=name)
         self.groups = tuple(group if isinstance(group, Group) else Group(group) for group in groups)
         for group in self.groups:
             check_group(self.name, group.name)

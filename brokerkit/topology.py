@@ -73,12 +73,14 @@ class Topology(Mapping[str, TopicSpec]):
         )
         self.version += 1
         for group_name, group in settings.groups.items():
-            said = {
-                key: value
-                for key, value in (("tag", group.tag), ("ordered", group.ordered), ("start", group.start))
-                if value is not None
-            }
-            self.add_group(name, group_name, native=group.native(self._backend), **said)
+            self.add_group(
+                name,
+                group_name,
+                tag=group.tag,
+                ordered=group.ordered,
+                start=group.start,
+                native=group.native(self._backend),
+            )
 
     def add_topic(self, topic: Topic[Any]) -> TopicSpec:
         """Enter a `Topic` with its groups."""

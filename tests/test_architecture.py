@@ -119,9 +119,10 @@ def test_no_module_holds_state() -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
                 mutable = isinstance(node.value, ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp)
-                if isinstance(target, ast.Name) and mutable and target.id != "__all__":
-                    if not target.id.strip("_").isupper():
-                        wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {target.id}")
+                if not isinstance(target, ast.Name) or not mutable or target.id == "__all__":
+                    continue
+                if not target.id.strip("_").isupper():
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {target.id}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -25,6 +25,8 @@ _SWEEP = 2.0
 _IDLE = 60.0
 #: Rows that one step looks at.
 STEP = 1000
+#: Steps of the log that one sweep makes.
+_STEPS = 200
 #: Pages that one step gives back to the file system.
 _PAGES = 500
 #: Free pages worth giving back: fewer are soon used again.
@@ -42,6 +44,9 @@ class Janitor:
         self._clock = clock
         self._age = age
         self._size = size
+        # Where the next sweep goes on in the log, and how many sweeps it leaves the log alone.
+        self._cursor = 0
+        self._rest = 0
         self._wake = threading.Event()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"brokerkit janitor {path.name}", daemon=True)
@@ -85,17 +90,34 @@ class Janitor:
             # A full or damaged file: senders and consumers are told, and the next sweep tries again.
             return
 
-    def sweep(self) -> None:
-        """Do everything that is due now.  May be called by any thread that is not an event loop's."""
+    def sweep(self, *, thorough: bool = False) -> None:
+        """Do what is due now; ``thorough``: all of it.  For any thread that is not an event loop's."""
         while not self._halt.is_set() and self._call(collect_garbage):
             continue
-        cutoff = self._clock.time() - self._age
-        cursor: int | None = 0
-        while not self._halt.is_set() and cursor is not None:
-            position = cursor
-            cursor = self._call(lambda tx: expire_messages(tx, position, cutoff, self._size))  # noqa: B023
+        if thorough:
+            self._cursor = self._rest = 0
+        if self._rest:
+            self._rest -= 1
+        else:
+            self._expire(None if thorough else _STEPS)
         while not self._halt.is_set() and self._call(give_space_back):
             continue
+
+    def _expire(self, limit: int | None) -> None:
+        cutoff = self._clock.time() - self._age
+        steps = removed = 0
+        while not self._halt.is_set() and (limit is None or steps < limit):
+            after = self._cursor
+            last, count = self._call(lambda tx: expire_messages(tx, after, cutoff, self._size))  # noqa: B023
+            if last is None:
+                self._cursor = 0
+                if removed * 10 < steps * STEP:
+                    # Nearly everything is still wanted by some group; it need not be looked at all the time.
+                    self._rest = int(_IDLE / _SWEEP)
+                return
+            self._cursor = last
+            steps += 1
+            removed += count
 
 
 def _checkpoint(connection: sqlite3.Connection) -> None:
@@ -106,23 +128,21 @@ def _checkpoint(connection: sqlite3.Connection) -> None:
         return
 
 
-def expire_messages(tx: Transaction, after: int, cutoff: float, max_bytes: int) -> int | None:
-    """Remove a step of old messages of the log; return where to go on, None when nothing older is left.
+def expire_messages(tx: Transaction, after: int, cutoff: float, max_bytes: int) -> tuple[int | None, int]:
+    """Remove a step of old messages of the log; return where to go on and how many were removed.
 
     Old is what was stored before ``cutoff``, or anything while the file holds more than ``max_bytes``.  What a
-    group still has is never removed.
+    group still has is never removed.  None: nothing older is left.
     """
     execute = tx.connection.execute
-    (oldest,) = execute("SELECT stored FROM message WHERE seq > ? ORDER BY seq LIMIT 1", (after,)).fetchone() or (None,)
-    if oldest is None:
-        return None
+    oldest = execute("SELECT stored FROM message WHERE seq > ? ORDER BY seq LIMIT 1", (after,)).fetchone()
     too_large = used_bytes(tx.connection) > max_bytes
-    if oldest >= cutoff and not too_large:
-        return None
+    if oldest is None or (oldest[0] >= cutoff and not too_large):
+        return None, 0
     (last,) = execute(
         "SELECT max(seq) FROM (SELECT seq FROM message WHERE seq > ? ORDER BY seq LIMIT ?)", (after, STEP)
     ).fetchone()
-    execute(
+    removed = execute(
         "DELETE FROM message AS m WHERE m.seq > ? AND m.seq <= ? AND m.topic_id IS NOT NULL AND (? OR m.stored < ?)"
         " AND NOT EXISTS (SELECT 1 FROM scheduled s"
         "                 WHERE s.topic_id = m.topic_id AND s.due = m.due AND s.seq = m.seq)"
@@ -130,8 +150,8 @@ def expire_messages(tx: Transaction, after: int, cutoff: float, max_bytes: int) 
         "                 AND r.seq = m.seq WHERE g.topic_id = m.topic_id)"
         " AND m.seq NOT IN (SELECT seq FROM leased)",
         (after, last, too_large, cutoff),
-    )
-    return int(last)
+    ).rowcount
+    return int(last), removed
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:

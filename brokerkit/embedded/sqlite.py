@@ -11,12 +11,12 @@ from typing import Any
 
 from brokerkit.embedded import groups, leases
 from brokerkit.embedded.catalog import INBOXES, Group
+from brokerkit.embedded.operation import MAX_WEIGHT, Operation, split
 from brokerkit.embedded.settings import EmbeddedSettings
 from brokerkit.embedded.sqlite_errors import map_send_error, map_sqlite_error
 from brokerkit.embedded.store import Claimant
 from brokerkit.embedded.storefile import StoreFile
 from brokerkit.embedded.transaction import Transaction
-from brokerkit.embedded.writer import MAX_BYTES, MAX_WEIGHT, Operation
 from brokerkit.errors import BrokerError, BrokerUnavailable, Closed, PayloadError
 from brokerkit.spi import Clock, GroupSpec, GroupStats, Inbound, Outbound, TopicSpec
 
@@ -108,13 +108,21 @@ class SqliteStore:
 
     def sweep(self) -> None:
         """Do now what the background does in time: retention, deleted groups, free space.  Blocks."""
-        self._require().janitor.sweep()
+        self._require().janitor.sweep(thorough=True)
 
     # --- sending ------------------------------------------------------------------------------------------------
 
     async def send(self, messages: Sequence[Outbound]) -> list[BrokerError | None]:
-        operations = [(part, self._sending(part)) for part in _parts(messages)]
         writer = self._require().writer
+        parts = split(messages)
+        if len(parts) == 1:
+            operation = self._sending(messages)
+            await writer.submit(operation)
+            if operation.error is None:
+                stored: list[BrokerError | None] = operation.result
+                return stored
+            return await self._outcomes(messages, operation)
+        operations = [(part, self._sending(part)) for part in parts]
         futures = [writer.submit(operation) for _, operation in operations]
         outcomes: list[BrokerError | None] = []
         try:
@@ -340,6 +348,8 @@ class SqliteStore:
 
         def forget(claims: Sequence[int]) -> None:
             file.consumers = {entry for entry in file.consumers if entry[1] != owner}
+            for key in [key for key in self._events if key[1].endswith(owner)]:
+                del self._events[key]  # of a private group, which is gone
             if file.starts:
                 for number in claims:
                     file.starts.forget_claim(number)
@@ -410,23 +420,6 @@ class SqliteStore:
         file = self._require()
         found: Group = await file.do(Operation(lambda tx: tx.catalog.group(topic, group), durable=False))
         return await file.read(lambda connection: leases.browse(connection, found, limit))
-
-
-def _parts(messages: Sequence[Outbound]) -> list[Sequence[Outbound]]:
-    """Split what is too much for one transaction."""
-    if len(messages) <= MAX_WEIGHT and sum(len(message.body) for message in messages) <= MAX_BYTES:
-        return [messages] if messages else []
-    parts: list[Sequence[Outbound]] = []
-    part: list[Outbound] = []
-    size = 0
-    for message in messages:
-        size += len(message.body)
-        if part and (len(part) >= MAX_WEIGHT or size > MAX_BYTES):
-            parts.append(part)
-            part, size = [], len(message.body)
-        part.append(message)
-    parts.append(part)
-    return parts
 
 
 def _clear_marks(file: StoreFile, tokens: Sequence[leases.Token]) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,13 +20,14 @@ from brokerkit.embedded.filelock import FileLock
 from brokerkit.embedded.janitor import Janitor
 from brokerkit.embedded.location import check_location
 from brokerkit.embedded.neighbours import Neighbours
+from brokerkit.embedded.operation import Operation
 from brokerkit.embedded.schema import prepare
 from brokerkit.embedded.settings import EmbeddedSettings
 from brokerkit.embedded.sqlite_errors import map_sqlite_error
 from brokerkit.embedded.starts import StartMarks
 from brokerkit.embedded.transaction import Transaction
 from brokerkit.embedded.wakeup import WakeSocket
-from brokerkit.embedded.writer import GroupCommit, Operation
+from brokerkit.embedded.writer import GroupCommit
 from brokerkit.errors import BrokerError, Closed
 from brokerkit.spi import Clock
 
@@ -153,16 +155,18 @@ class StoreFile:
 
     async def bury_neighbours(self) -> None:
         """Return what dead stores had, when it is time to look for some."""
-        for grave in self.neighbours.find_dead(self._clock, self.connection, self.writer.mutex):
-            returned = False
-            try:
+        graves = self.neighbours.find_dead(self._clock, self.connection, self.writer.mutex)
+        if not graves:
+            return
+        with ExitStack() as stack:
+            for grave in graves:
+                stack.callback(grave.close, remove=False)
+            for grave in graves:
                 number, marks = grave.number, grave.marks()
                 await self.do(
                     Operation(lambda tx: groups.bury(tx, number, lambda store: marks), durable=False)  # noqa: B023
                 )
-                returned = True
-            finally:
-                grave.close(remove=returned)
+                grave.close(remove=True)
 
     def _committed(self, tx: Transaction) -> None:
         before, self.catalog = self.catalog, tx.catalog
@@ -244,6 +248,7 @@ class StoreFile:
     async def close(self) -> None:
         """Finish what was submitted, give back what is leased, and free everything."""
         await self.writer.submit(Operation(lambda tx: None, durable=False, probe=lambda: 0))
+        self.writer.unwatch()
         with self._guard:
             for loop in self._readers:
                 self._stop_reading(loop)

@@ -20,62 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from brokerkit.embedded.filelock import FileLock
+from brokerkit.embedded.operation import MAX_BYTES, MAX_WEIGHT, Operation
 from brokerkit.embedded.transaction import Transaction
 from brokerkit.errors import BrokerError, BrokerUnavailable, Closed
 from brokerkit.spi import Clock, Timer
 
-__all__ = ["GroupCommit", "Operation"]
+__all__ = ["GroupCommit"]
 
-#: Bounds of one transaction, so that the next process waits a few milliseconds at most.
-MAX_WEIGHT = 500
-MAX_BYTES = 4 << 20
 #: Seconds between two tries to get SQLite's own lock, which programs take that do not know about ours.
 _RETRY = 0.002
 #: Seconds that an average commit may take on the event loop's thread.
 _FAST = 0.002
-
-
-class Operation:
-    """One thing to do in a transaction, and who waits for it.
-
-    ``apply`` raises a `BrokerError` only before it changed anything: it then fails alone.  ``probe`` may find out
-    without a transaction that there is nothing to do, and return the result.  ``discard`` gets a result that
-    nobody waits for any more.
-    """
-
-    __slots__ = ("apply", "discard", "durable", "error", "future", "loop", "probe", "result", "size", "weight")
-
-    def __init__(
-        self,
-        apply: Callable[[Transaction], Any],
-        *,
-        durable: bool,
-        weight: int = 1,
-        size: int = 0,
-        probe: Callable[[], Any] | None = None,
-        discard: Callable[[Any], object] | None = None,
-    ) -> None:
-        self.apply = apply
-        self.durable = durable
-        self.weight = weight
-        self.size = size
-        self.probe = probe
-        self.discard = discard
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.future: asyncio.Future[Any] | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-
-    def deliver(self) -> None:
-        """Tell the one who waits, on their loop."""
-        future = self.future
-        if future is None:
-            return
-        if not future.done():
-            # An error travels in the operation: an exception in a future that is dropped would be logged.
-            future.set_result(None)
-        elif self.discard is not None and self.error is None:
-            self.discard(self.result)
 
 
 class GroupCommit:
@@ -156,16 +111,17 @@ class GroupCommit:
     def _hold(self, timeout: float | None) -> Iterator[None]:
         """Hold the mutex, and take the lock."""
         limit = self._timeout if timeout is None else timeout
-        deadline = self._clock.monotonic() + limit
         if not self.mutex.acquire(timeout=-1 if timeout is None else timeout):
             raise self._locked(limit)
         try:
             if timeout is None:
                 self.lock.acquire()
             else:
+                tries_left = int(limit / _RETRY)
                 while not self.lock.try_acquire():
-                    if self._clock.monotonic() >= deadline:
+                    if not tries_left:
                         raise self._locked(limit)
+                    tries_left -= 1
                     time.sleep(_RETRY)
             yield
         finally:
@@ -185,7 +141,8 @@ class GroupCommit:
             return
         if not self._pending:
             return
-        if self._cost > _FAST or not self.mutex.acquire(blocking=False):
+        slow = self._cost > _FAST and any(operation.durable for operation in self._pending)
+        if slow or not self.mutex.acquire(blocking=False):
             self._hand_over(loop)
             return
         done: list[Operation] = []
@@ -266,6 +223,12 @@ class GroupCommit:
             overdue.append(operation)
         self._deliver(overdue, loop)
 
+    def unwatch(self) -> None:
+        """Cancel the timer of the running loop."""
+        timer = self._watchdogs.pop(asyncio.get_running_loop(), None)
+        if timer is not None:
+            timer.cancel()
+
     def close(self) -> bool:
         """Finish what is pending and end the thread; return whether it ended.  Blocks: not for an event loop."""
         with self._state:
@@ -273,9 +236,6 @@ class GroupCommit:
             self._state.notify()
         if self._thread is not None:
             self._thread.join(self._timeout)
-        for timer in list(self._watchdogs.values()):
-            timer.cancel()
-        self._watchdogs.clear()
         return self._thread is None or not self._thread.is_alive()
 
     # --- transactions -------------------------------------------------------------------------------------------
@@ -374,18 +334,17 @@ class GroupCommit:
         return True
 
     def _begin_transaction(self, *, patient: bool) -> Transaction | None:
-        deadline = self._clock.monotonic() + self._timeout
-        while True:
+        # Tries are counted, not timed: a thread cannot wait on a clock that a test stops.
+        for tries_left in range(int(self._timeout / _RETRY), -1, -1):
             try:
                 return self._begin()
             except sqlite3.OperationalError as error:
-                if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY:
+                if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY or (patient and not tries_left):
                     raise
-                if not patient:
-                    return None
-                if self._clock.monotonic() >= deadline:
-                    raise
+            if not patient:
+                break
             time.sleep(_RETRY)
+        return None
 
     def _deliver(self, done: Sequence[Operation], running: asyncio.AbstractEventLoop | None) -> None:
         away: dict[asyncio.AbstractEventLoop, list[Operation]] = {}

@@ -306,7 +306,7 @@ class ReturnsLate(BrokenBackend):
 
     class consumer_class(InterposedConsumer):
         async def receive(self, max_messages: int, timeout: float) -> Sequence[spi.Inbound]:
-            return await super().receive(max_messages, timeout + 30)
+            return await super().receive(max_messages, timeout + 3)
 
 
 class SleepsThroughClose(BrokenBackend):

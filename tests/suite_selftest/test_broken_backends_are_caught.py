@@ -22,10 +22,9 @@ NAMED = sorted({name for broken in ALL_BROKEN for name in broken.caught_by})
 class ImpatientHarness(EmbeddedHarness):
     """The embedded broker in memory behind one of the backends of this folder; failures come soon."""
 
-    timing = Timing(redelivery=1.2, deadline=3.0, quiet=0.3, delay_tolerance=0.5, reconnect=1.0)
-
-    def __init__(self, kind: type[InterposedBackend]) -> None:
-        super().__init__(f"memory://{kind.__name__}", EmbeddedBackend(), lease=1.0)
+    def __init__(self, kind: type[InterposedBackend], *, patience: float) -> None:
+        super().__init__(f"memory://{kind.__name__}", EmbeddedBackend(), lease=0.8)
+        self.timing = Timing(redelivery=1.0, deadline=patience, quiet=0.3, delay_tolerance=0.5, reconnect=1.0)
         self._kind = kind
 
     async def begin(self, case: str, needs: frozenset[str]) -> None:
@@ -41,7 +40,7 @@ def case_of(name: str) -> Callable[..., None]:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_healthy_backend_passes_the_cases_that_name_a_fault(name: str) -> None:
-    case_of(name)(harness=ImpatientHarness(InterposedBackend))
+    case_of(name)(harness=ImpatientHarness(InterposedBackend, patience=10.0))
 
 
 @pytest.mark.filterwarnings("ignore")  # a broken backend may leave anything behind
@@ -51,7 +50,7 @@ def test_healthy_backend_passes_the_cases_that_name_a_fault(name: str) -> None:
 )
 def test_broken_backend_is_caught(broken: type[BrokenBackend], name: str) -> None:
     try:
-        case_of(name)(harness=ImpatientHarness(broken))
+        case_of(name)(harness=ImpatientHarness(broken, patience=1.0))
     except FAILURES:
         return
     except pytest.skip.Exception as skipped:

@@ -100,7 +100,7 @@ class ToyBackend:
     """The backend; every object is a broker of its own."""
 
     name = "toy"
-    schemes = ("toy",)
+    schemes: tuple[str, ...] = ("toy",)
     capabilities = frozenset(
         {
             spi.Capability.CONSUMER_GROUPS,
