@@ -6,6 +6,8 @@ manager.send("orders", {"id": 1})         # returns when the message is stored
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from brokerkit.admin import Admin, DeadLetter
 from brokerkit.blocking import Manager
 from brokerkit.blocking_admin import BlockingAdmin, BlockingMonitor
@@ -36,7 +38,6 @@ from brokerkit.errors import (
     Unroutable,
 )
 from brokerkit.events import ErrorEvent
-from brokerkit.export import ExportTask
 from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
 from brokerkit.metrics import LatencySummary, MetricsSnapshot
@@ -47,6 +48,9 @@ from brokerkit.retry import RetryPolicy
 from brokerkit.router import Router
 from brokerkit.spi import Capability, GroupStats
 from brokerkit.topic import Group, Topic
+
+if TYPE_CHECKING:
+    from brokerkit.export import ExportTask
 
 __all__ = [
     # the managers and what is registered with them
@@ -106,3 +110,13 @@ __all__ = [
     "ReplyTimeout",
     "RemoteError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The first pydantic model that a process makes has pydantic look through all installed distributions for
+    # plug-ins, which would be a fifth of the time that the import takes.
+    if name == "ExportTask":
+        from brokerkit.export import ExportTask
+
+        return ExportTask
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

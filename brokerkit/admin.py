@@ -15,6 +15,7 @@ from brokerkit.envelope import (
     DEAD_REASON,
     DEAD_TEXT,
     DEAD_TRACEBACK,
+    EXPIRES,
     attempt_of,
     message_of,
 )
@@ -50,9 +51,10 @@ T = TypeVar("T")
 _BATCH = 100
 #: Seconds to wait for the next dead letters before none counts as left.
 _LOOK = 1.0
-#: Headers that explained the death; a redriven message starts a new life without them.
+#: Headers that explained the death, and the end of its first life, which may be past: a redriven message starts a
+#: new one without them.
 _OF_THE_DEAD = frozenset(
-    {ATTEMPT, DEAD_REASON, DEAD_ERROR, DEAD_TEXT, DEAD_TRACEBACK, DEAD_FIRST, DEAD_LAST, DEAD_HOST}
+    {ATTEMPT, DEAD_REASON, DEAD_ERROR, DEAD_TEXT, DEAD_TRACEBACK, DEAD_FIRST, DEAD_LAST, DEAD_HOST, EXPIRES}
 )
 
 
@@ -146,7 +148,7 @@ class Admin:
     async def redrive(
         self, topic: Topic[Any] | str, group: str, ids: Sequence[str] | None = None, *, limit: int | None = None
     ) -> int:
-        """Send dead letters back to the group that failed, as attempt 1 with their ids; return how many.
+        """Send dead letters back to the group that failed, as attempt 1 with their ids and no ttl; return how many.
 
         ``ids`` chooses by message id, ``limit`` takes the oldest so many; without either: all that are there.
         """
@@ -182,7 +184,7 @@ class Admin:
             correlation_id=inbound.correlation_id,
             reply_to=inbound.reply_to,
         )
-        return await settlement.forward(inbound, [copy])
+        return await settlement.forward(inbound, [copy]) is None
 
     async def _each_dead(
         self,

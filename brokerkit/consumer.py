@@ -41,6 +41,9 @@ HOLD = 1.0
 _EXTEND_AT = 1 / 3
 #: Pause before settlements that the broker did not take are handed over again, in seconds.
 _SETTLE_PAUSE = 0.2
+#: Seconds before a message whose copy is refused for good is given back (in an ordered group: tried again):
+#: it comes again at once, and would go round as fast as the machine can.
+_REFUSED_PAUSE = 1.0
 
 
 class Consumer:
@@ -100,15 +103,15 @@ class Consumer:
         *,
         expired: Literal["drop", "dead"] = "drop",
     ) -> Consumer:
-        """Declare the topic, check what the options need, open the driver's consumer and start its upkeep."""
-        await link.declare(options.topic)
+        """Check what the options need, declare the topic, open the driver's consumer and start its upkeep."""
+        connection = await link.connection()
         if options.broadcast:
             link.require(Capability.BROADCAST, options.topic, "broadcast=True")
         if options.ordered:
             link.require(Capability.ORDERED, options.topic, "an ordered group")
         if options.tag != "*":
             link.require(Capability.TAGS, options.topic, f"the tag filter {options.tag!r}")
-        connection = await link.connection()
+        await link.declare(options.topic)
         try:
             driver = await connection.open_consumer(options)
         except Exception as exc:
@@ -133,13 +136,22 @@ class Consumer:
         except BrokerError as error:
             error.with_context(topic=self.options.topic, backend=self._link.backend.name)
             raise
-        unsettled = self.unsettled
+        self.unsettled.update(received)
         plain = self._filter.tags is None
-        for inbound in received:
-            unsettled.add(inbound)
+        for index, inbound in enumerate(received):
             # Nothing to check on a message without headers and due time in a group without a filter.
-            if (plain and not inbound.headers and inbound.due is None) or await self._admit(inbound):
+            if plain and not inbound.headers and inbound.due is None:
                 ready.append(inbound)
+                continue
+            try:
+                if await self._admit(inbound):
+                    ready.append(inbound)
+            except BaseException:
+                # Nobody will see what is not returned.
+                for lost in (*ready, *received[index:]):
+                    if lost in self.unsettled:
+                        self.release(lost)
+                raise
         if self._held:
             ready += self._matured()
         return ready
@@ -160,10 +172,7 @@ class Consumer:
                 heapq.heappush(self._held, (inbound.due, next(self._order), inbound))
             else:
                 self._metrics.count("deferred")
-                if not await self.settlement.forward(inbound, [self.settlement.deferral(inbound, due=inbound.due)]):
-                    self.release(inbound)
-                else:
-                    self.settled(inbound)
+                await self.forward(inbound, [self.settlement.deferral(inbound, due=inbound.due)])
             return False
         return True
 
@@ -174,6 +183,12 @@ class Consumer:
             while self._held and self._held[0][0] <= now:
                 ready.append(heapq.heappop(self._held)[2])
         return ready
+
+    def take_held(self) -> list[Inbound]:
+        """Return the deliveries that came early and wait here, and forget them."""
+        held = [inbound for _, _, inbound in sorted(self._held)]
+        self._held.clear()
+        return held
 
     async def expire(self, inbound: Inbound) -> None:
         """Settle a message whose time to live is over."""
@@ -220,15 +235,31 @@ class Consumer:
 
     async def forward(self, inbound: Inbound, outbounds: Sequence[Outbound]) -> bool:
         """Store copies, then acknowledge; where that cannot be done the original goes back to the broker."""
-        try:
-            done = await self.settlement.forward(inbound, outbounds)
-        except Closed:
-            done = False
-        if done:
-            self.settled(inbound)
-        else:
+        return await self.try_forward(inbound, outbounds, insist=True) is None
+
+    async def try_forward(
+        self, inbound: Inbound, outbounds: Sequence[Outbound], *, insist: bool = False
+    ) -> BrokerError | None:
+        """Do as `forward`; but where a copy is refused for good return why, with ``inbound`` still unsettled.
+
+        With ``insist`` that is a failure like any other.  In an ordered group, where what goes back would be
+        overtaken, such failures are tried again for as long as the delivery is live.
+        """
+        while (error := await self.settlement.forward(inbound, outbounds)) is not None:
+            live = not isinstance(error, Closed) and self.driver.live(inbound)
+            if live and not error.retryable:
+                if not insist:
+                    return error
+                where = f"{self.options.topic}:{self.options.group}"
+                log.error("a copy of message %s of %s is refused for good: %s", inbound.message_id, where, error)
+            if live and (self.options.ordered or not error.retryable):
+                await self._clock.sleep(_REFUSED_PAUSE)
+                if self.options.ordered:
+                    continue
             self.release(inbound)
-        return done
+            return error
+        self.settled(inbound)
+        return None
 
     def settled(self, inbound: Inbound) -> None:
         """Note that ``inbound`` was settled by `Settlement.forward`."""
@@ -258,7 +289,13 @@ class Consumer:
                 self._settle_wake = loop.create_future()
                 await self._settle_wake
             self._settle_wake = None
-            if not await self._hand_over():
+            try:
+                done = await self._hand_over()
+            except Exception:
+                # A fault of a driver; without this loop nothing would ever be settled again.
+                log.exception("settling in group %s failed; it is tried again", self.options.group)
+                done = False
+            if not done:
                 await self._clock.sleep(_SETTLE_PAUSE)
 
     async def _hand_over(self) -> bool:
@@ -295,8 +332,11 @@ class Consumer:
 
     @property
     def pending(self) -> int:
-        """How many deliveries the broker still counts as ours: unsettled ones and settlements not handed over."""
-        return len(self.unsettled) + len(self._acks) + len(self._releases) + self._under_way
+        """How many deliveries the broker still counts as ours: unsettled ones and settlements not handed over.
+
+        Those held back here do not count: they leave through `receive` only, which nobody would call without room.
+        """
+        return len(self.unsettled) - len(self._held) + len(self._acks) + len(self._releases) + self._under_way
 
     # --- upkeep ---
 
@@ -322,10 +362,15 @@ class Consumer:
         """Hand over what was settled, give back the rest, close the driver.  Idempotent."""
         if self._closed:
             return
-        await self.flush()
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
+        try:
+            await self.flush()
+        except Exception:
+            # What was not handed over comes again, as after a crash.
+            log.exception("the last settlements of group %s failed", self.options.group)
+        finally:
+            self._closed = True
+            for task in self._tasks:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.driver.aclose()
         self.unsettled.clear()

@@ -13,6 +13,7 @@ from brokerkit.clock import Clock
 from brokerkit.consumer import Consumer
 from brokerkit.delivery import Delivery
 from brokerkit.disposition import Disposition
+from brokerkit.envelope import expires_of
 from brokerkit.errors import Closed
 from brokerkit.events import ErrorHooks
 from brokerkit.follow_ups import FollowUps
@@ -53,7 +54,8 @@ class Deliveries:
         self._lanes: Lanes | None = None
         self._ready: deque[Inbound] = deque()
         self._pump: asyncio.Task[list[Inbound]] | None = None
-        self._wake: asyncio.Future[None] | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._opening = asyncio.Lock()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -69,13 +71,22 @@ class Deliveries:
         if self._closed:
             raise Closed("these deliveries were closed")
         if self._consumer is None or self._fate is None:
-            self._consumer = await self._open_consumer()
-            self._consumer.on_room = self._ring
-            self._lanes = Lanes() if self._consumer.options.ordered else None
-            self._fate = Disposition(
-                self._consumer, self._clock, self._metrics, self._hooks, self._follow_ups(), self._resume
-            )
-        return self._consumer, self._fate
+            async with self._opening:
+                await self._open()
+        return self._parts()
+
+    async def _open(self) -> None:
+        if self._consumer is not None:
+            return
+        consumer = await self._open_consumer()
+        if self._closed:
+            await consumer.aclose()
+            raise Closed("these deliveries were closed while they were opened")
+        consumer.on_room = self._ring
+        self._lanes = Lanes() if consumer.options.ordered else None
+        self._consumer = consumer
+        self._fate = Disposition(consumer, self._clock, self._metrics, self._hooks, self._follow_ups(), self._resume)
+        self._fate.on_sent = self._leave
 
     def __aiter__(self) -> Self:
         return self
@@ -89,7 +100,8 @@ class Deliveries:
     async def receive(self, timeout: float | None = None) -> Delivery | None:
         """Return the next delivery, or None after ``timeout`` seconds; without a timeout wait for ever.
 
-        Raise `Closed` when the deliveries are closed meanwhile.  If cancelled, nothing is lost.
+        Raise `Closed` when the deliveries are closed meanwhile.  If cancelled, nothing is lost.  Several tasks may
+        wait at once: each delivery goes to one of them.
         """
         consumer, fate = await self._start()
         deadline = None if timeout is None else self._clock.monotonic() + timeout
@@ -99,6 +111,11 @@ class Deliveries:
                 if not consumer.driver.live(inbound):
                     consumer.drop_stale(inbound)
                     self._leave(inbound)
+                    continue
+                expires = expires_of(inbound) if inbound.headers else None
+                if expires is not None and expires <= self._clock.time():
+                    # It waited here for its turn, or for the application.
+                    await self._expire(consumer, inbound)
                     continue
                 consumer.mark_started(inbound)
                 return Delivery(inbound, self, fate.attempt(inbound), self._clock.time())
@@ -117,12 +134,13 @@ class Deliveries:
             self._pump = asyncio.get_running_loop().create_task(consumer.receive(room, _RECEIVE))
             self._pump.add_done_callback(self._ring)
         if self._pump is None or not self._pump.done():
-            self._wake = asyncio.get_running_loop().create_future()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
             timer = self._clock.call_later(max(left, 0.01), self._ring) if left is not None else None
             try:
-                await self._wake
+                await waiter
             finally:
-                self._wake = None
+                self._waiters.discard(waiter)
                 if timer is not None:
                     timer.cancel()
         if self._closed:
@@ -132,20 +150,32 @@ class Deliveries:
             for inbound in pump.result():
                 if self._lanes is None or self._lanes.enter(inbound):
                     self._ready.append(inbound)
+            # Others wait for what this one received, or must see that the pump stands still.
+            self._ring()
+
+    async def _expire(self, consumer: Consumer, inbound: Inbound) -> None:
+        try:
+            await consumer.expire(inbound)
+        except BaseException:
+            self._ready.appendleft(inbound)
+            raise
+        self._leave(inbound)
 
     def _ring(self, _: object = None) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _resume(self, inbound: Inbound) -> None:
-        self._ready.append(inbound)
-        self._ring()
+        if not self._closed:
+            self._ready.append(inbound)
+            self._ring()
 
     def _leave(self, inbound: Inbound) -> None:
         if self._fate is not None and self._fate.waits(inbound):
             return
         if self._fate is not None:
-            self._fate.attempts.pop(inbound, None)
+            self._fate.forget(inbound)
         if self._lanes is not None:
             following = self._lanes.leave(inbound)
             if following is not None:
@@ -178,7 +208,8 @@ class Deliveries:
         _, fate = self._parts()
         wait = self._policy.delay(attempt, random.random) if delay is None else delay
         fate.check_delay(wait)
-        await fate.again(inbound, attempt, wait)
+        if not self._closed:
+            await fate.again(inbound, attempt, wait)
         self._leave(inbound)
 
     async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:

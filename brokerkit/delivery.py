@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
 
 from brokerkit import codec
 from brokerkit.envelope import message_of
-from brokerkit.errors import AlreadySettled, CapabilityNotSupported
+from brokerkit.errors import AlreadySettled
 from brokerkit.message import Message
 from brokerkit.spi import Inbound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
 __all__ = ["Delivery", "Settler"]
 
@@ -45,7 +45,7 @@ class Delivery:
     ``async with delivery:`` acknowledges on success and nacks, with the topic's backoff, on an error.
     """
 
-    __slots__ = ("_inbound", "_message", "_received", "_settler", "_verb", "attempt", "cancelled")
+    __slots__ = ("_inbound", "_message", "_received", "_settler", "_stale", "_verb", "attempt", "cancelled")
 
     def __init__(self, inbound: Inbound, settler: Settler, attempt: int, receive_time: float) -> None:
         self._inbound = inbound
@@ -53,6 +53,7 @@ class Delivery:
         self._message: Message | None = None
         self._received = receive_time
         self._verb: str | None = None
+        self._stale = False
         #: Which start of a handler this is: 1 for the first.
         self.attempt = attempt
         #: Set when the handler's timeout passed: a sync handler, which nothing can stop, should look at it.
@@ -72,13 +73,20 @@ class Delivery:
 
     @property
     def stale(self) -> bool:
-        """Whether the connection or assignment that it came by is gone; it will be delivered again."""
-        return self._verb is None and not self._settler.is_live(self._inbound)
+        """Whether the connection or assignment that it came by went before it was settled; it will come again."""
+        if self._verb is None:
+            return not self._settler.is_live(self._inbound)
+        return self._stale
 
     @property
     def settled(self) -> bool:
         """Whether one of the verbs was used."""
         return self._verb is not None
+
+    @property
+    def verb(self) -> str | None:
+        """The verb it was settled with: ``ack``, ``nack`` or ``reject``."""
+        return self._verb
 
     @overload
     def payload(self) -> Any: ...
@@ -97,17 +105,20 @@ class Delivery:
     async def nack(self, delay: float | None = 0.0) -> None:
         """Give back for another attempt after ``delay`` seconds; None takes the topic's backoff."""
         if self._settle("nack"):
-            try:
-                await self._settler.settle_nack(self._inbound, self.attempt, delay)
-            except CapabilityNotSupported:
-                # Refused, so nothing happened: another verb may follow.
-                self._verb = None
-                raise
+            await self._carry_out(self._settler.settle_nack(self._inbound, self.attempt, delay))
 
     async def reject(self, reason: str = "rejected") -> None:
         """Make it a dead letter of its group."""
         if self._settle("reject"):
-            await self._settler.settle_reject(self._inbound, self.attempt, reason)
+            await self._carry_out(self._settler.settle_reject(self._inbound, self.attempt, reason))
+
+    async def _carry_out(self, settling: Awaitable[None]) -> None:
+        try:
+            await settling
+        except BaseException:
+            # Refused or cancelled: as far as anybody knows nothing happened, so any verb may follow.
+            self._verb = None
+            raise
 
     async def extend(self, seconds: float) -> None:
         """Keep the delivery for ``seconds`` from now, where deliveries have leases."""
@@ -116,6 +127,7 @@ class Delivery:
     def _settle(self, verb: str) -> bool:
         """Return whether ``verb`` is to be carried out."""
         if self._verb is None:
+            self._stale = not self._settler.is_live(self._inbound)
             self._verb = verb
             return True
         if self._verb == verb:

@@ -17,6 +17,7 @@ from brokerkit.errors import CapabilityNotSupported
 from brokerkit.events import ErrorEvent, ErrorHooks, EventKind
 from brokerkit.follow_ups import FollowUps
 from brokerkit.metrics import Metrics
+from brokerkit.settlement import clean_text
 from brokerkit.spi import Inbound
 
 __all__ = ["MAX_HELD_DELAY", "Disposition"]
@@ -54,12 +55,24 @@ class Disposition:
         self._resume = resume
         #: Attempts of deliveries that are tried again in place.
         self.attempts: dict[Inbound, int] = {}
+        self._first_failures: dict[Inbound, float] = {}
         self._timers: dict[Inbound, Timer] = {}
+        #: Of those, the retries whose copies are sent when their time has come: attempt and instant that failed.
+        self._copies: dict[Inbound, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hurried = False
+        #: Called with a delivery whose retry waited here and was then sent.
+        self.on_sent: Callable[[Inbound], None] | None = None
 
     def attempt(self, inbound: Inbound) -> int:
         """Return which start of a handler this would be."""
         return self.attempts.get(inbound) or attempt_of(inbound)
+
+    def forget(self, inbound: Inbound) -> None:
+        """Note that ``inbound`` is done with."""
+        if self.attempts:
+            self.attempts.pop(inbound, None)
+            self._first_failures.pop(inbound, None)
 
     def waits(self, inbound: Inbound) -> bool:
         """Whether ``inbound`` waits here to be tried again."""
@@ -87,27 +100,32 @@ class Disposition:
         reason: str,
         error: BaseException | str | None,
         handler: str | None = None,
-    ) -> None:
-        """Make a dead letter; where there are none, tell the error hook, count, log and drop."""
+    ) -> bool:
+        """Make a dead letter; where there are none, tell the error hook, count, log and drop.
+
+        Return whether that was done; else the message has gone back to the broker.
+        """
         cause = error if isinstance(error, BaseException) else None
-        text = str(error) if error is not None else reason
+        text = clean_text(error) if error is not None else reason
         where = f"{inbound.topic}:{inbound.group}"
         answers = [self._follow_ups.reply(inbound, None, text)] if inbound.reply_to is not None else []
         consumer = self.consumer
         if self._buries:
-            letter = consumer.settlement.dead(inbound, reason=reason, attempt=attempt, error=error)
-            if await consumer.forward(inbound, [letter, *answers]):
-                self._metrics.count("dead")
-                log.warning("message %s of %s is a dead letter (%s): %s", inbound.message_id, where, reason, text)
-                self.tell("dead", reason, inbound=inbound, attempt=attempt, error=cause, handler=handler)
-            return
+            first = self._first_failures.get(inbound)
+            letter = consumer.settlement.dead(inbound, reason=reason, attempt=attempt, error=error, first_failure=first)
+            if not await consumer.forward(inbound, [letter, *answers]):
+                return False
+            self._metrics.count("dead")
+            log.warning("message %s of %s is a dead letter (%s): %s", inbound.message_id, where, reason, text)
+            self.tell("dead", reason, inbound=inbound, attempt=attempt, error=cause, handler=handler)
+            return True
         self._metrics.count("dropped")
         log.error("message %s of %s is dropped (%s): %s", inbound.message_id, where, reason, text)
         self.tell("dropped", reason, inbound=inbound, attempt=attempt, error=cause, handler=handler)
-        if answers:
-            await consumer.forward(inbound, answers)
-        else:
+        if not answers:
             consumer.ack(inbound)
+            return True
+        return await consumer.forward(inbound, answers)
 
     async def again(
         self,
@@ -118,18 +136,43 @@ class Disposition:
         handler: str | None = None,
     ) -> None:
         """Have the message again as attempt + 1 after ``delay`` seconds."""
-        self._metrics.count("retried")
+        now = self._clock.time()
         if error is not None:
             self.tell("failed", str(error), inbound=inbound, attempt=attempt, error=error, handler=handler)
             where = f"{inbound.topic}:{inbound.group}"
             log.info("message %s of %s failed: %r; again in %.2f s", inbound.message_id, where, error, delay)
         if self.in_place:
+            self._metrics.count("retried")
             self.attempts[inbound] = attempt + 1
+            self._first_failures.setdefault(inbound, now)
             self._hold(inbound, delay, self._resume)
-        elif delay > 0 and not self.consumer.can_delay:
-            self._hold(inbound, delay, lambda held: self.spawn(self._send_retry(held, attempt, 0.0)))
+        elif self.consumer.can_delay:
+            await self._send_retry(inbound, attempt, now, delay)
+        elif delay > 0 and not self._hurried:
+            self._copies[inbound] = (attempt, now)
+            self._hold(inbound, delay, self._send_copy)
         else:
-            await self._send_retry(inbound, attempt, delay)
+            await self._send_retry(inbound, attempt, now, 0.0)
+
+    def _send_copy(self, inbound: Inbound) -> None:
+        self.spawn(self._send_waiting(inbound, *self._copies.pop(inbound)))
+
+    async def _send_waiting(self, inbound: Inbound, attempt: int, failed_at: float) -> None:
+        await self._send_retry(inbound, attempt, failed_at, 0.0)
+        if self.on_sent is not None:
+            self.on_sent(inbound)
+
+    def hurry(self) -> list[Inbound]:
+        """Let nothing wait here any more; return what can go back as it is.
+
+        The copies of retries are sent at once: one that comes early still counts, a lost wait would not.  What waits
+        for its turn in an ordered or broadcast group stays.
+        """
+        self._hurried = True
+        for inbound in list(self._copies):
+            self._timers.pop(inbound).cancel()
+            self._send_copy(inbound)
+        return [] if self.in_place else self.take_back()
 
     async def later(self, inbound: Inbound, delay: float) -> None:
         """Have the message again after ``delay`` seconds with the same attempt."""
@@ -141,11 +184,11 @@ class Disposition:
             due = self._clock.time() + delay
             await self.consumer.forward(inbound, [self.consumer.settlement.deferral(inbound, due=due)])
 
-    async def _send_retry(self, inbound: Inbound, attempt: int, delay: float) -> None:
-        now = self._clock.time()
-        due = now + delay if delay > 0 else None
-        copy = self.consumer.settlement.retry(inbound, attempt=attempt + 1, due=due, first_failure=now)
-        await self.consumer.forward(inbound, [copy])
+    async def _send_retry(self, inbound: Inbound, attempt: int, failed_at: float, delay: float) -> None:
+        due = self._clock.time() + delay if delay > 0 else None
+        copy = self.consumer.settlement.retry(inbound, attempt=attempt + 1, due=due, first_failure=failed_at)
+        if await self.consumer.forward(inbound, [copy]):
+            self._metrics.count("retried")
 
     # --- waiting in memory ---
 
@@ -162,7 +205,9 @@ class Disposition:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._copies.clear()
         self.attempts.clear()
+        self._first_failures.clear()
         return waiting
 
     # --- telling and doing ---

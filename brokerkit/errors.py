@@ -15,7 +15,7 @@ BrokerError
 ├── ConfigurationError     settings, names or declarations that cannot work
 ├── PayloadError           the payload cannot be encoded
 ├── DecodeError            the body cannot be decoded into the asked type
-├── ReplyTimeout           no reply within the timeout of a request
+├── ReplyTimeout           no reply within the timeout of a request             retryable
 └── RemoteError            the handler on the other side failed the request
 
 ``Reject`` and ``Retry`` are not errors of brokerkit: a handler raises them to say what becomes of a message.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,9 +13,16 @@ from brokerkit.envelope import REPLY_ERROR
 from brokerkit.errors import PayloadError
 from brokerkit.producer import Producer
 from brokerkit.results import Outcome
-from brokerkit.spi import Destination, Inbound, Outbound, ToInbox, ToTopic
+from brokerkit.spi import Destination, Inbound, Outbound, ToDead, ToGroup, ToInbox, ToTopic
 
 __all__ = ["FollowUps", "dump", "load"]
+
+#: A reply carries at most so many characters of the error's text.
+_TEXT_LIMIT = 1_000
+
+_DESTINATIONS: Mapping[str, Callable[..., Destination]] = {
+    kind.__name__: kind for kind in (ToTopic, ToGroup, ToDead, ToInbox)
+}
 
 
 class FollowUps:
@@ -47,11 +55,16 @@ class FollowUps:
             destination=ToInbox(inbound.reply_to or ""),
             body=body,
             message_id=self._producer.new_id(),
-            headers={} if error is None else {REPLY_ERROR: error},
+            headers={} if error is None else {REPLY_ERROR: _clean(error)},
             content_type=content_type,
             correlation_id=inbound.correlation_id or inbound.message_id,
             timestamp=self._producer.now(),
         )
+
+
+def _clean(text: str) -> str:
+    """Make the text of any error fit for a header: cut, and without what UTF-8 cannot carry."""
+    return text[:_TEXT_LIMIT].encode("utf-8", "replace").decode()
 
 
 def dump(outbounds: list[Outbound]) -> bytes | None:
@@ -68,19 +81,15 @@ def load(data: bytes | None) -> list[Outbound]:
 
 def _to_json(outbound: Outbound) -> dict[str, Any]:
     values = {field.name: getattr(outbound, field.name) for field in fields(outbound)}
-    destination = values.pop("destination")
+    destination = outbound.destination
+    values["destination"] = [type(destination).__name__, *(getattr(destination, f.name) for f in fields(destination))]
     values["headers"] = dict(outbound.headers)
     values["native"] = dict(outbound.native) if outbound.native else None
     values["body"] = base64.b64encode(outbound.body).decode()
-    if isinstance(destination, ToInbox):
-        values["inbox"] = destination.address
-    else:
-        values["topic"] = destination.topic
     return values
 
 
 def _from_json(values: dict[str, Any]) -> Outbound:
     values["body"] = base64.b64decode(values["body"])
-    inbox = values.pop("inbox", None)
-    destination: Destination = ToInbox(inbox) if inbox is not None else ToTopic(values.pop("topic"))
-    return Outbound(destination=destination, **values)
+    kind, *names = values.pop("destination")
+    return Outbound(destination=_DESTINATIONS[kind](*names), **values)

@@ -68,7 +68,10 @@ class Link:
             if self.closed:
                 raise Closed("the manager is closed", backend=self.backend.name)
             if self._producer is None:
-                self._producer = await connection.open_producer()
+                try:
+                    self._producer = await connection.open_producer()
+                except Exception as exc:
+                    raise self.wrap(exc) from exc
             return self._producer
 
     @property
@@ -82,10 +85,12 @@ class Link:
         async with self._lock:
             producer, self._producer = self._producer, None
             connection, self._connection = self._connection, None
-            if producer is not None:
-                await producer.aclose()
-            if connection is not None:
-                await connection.aclose()
+            try:
+                if producer is not None:
+                    await producer.aclose()
+            finally:
+                if connection is not None:
+                    await connection.aclose()
 
     # --- what the connection offers ---
 

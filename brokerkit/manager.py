@@ -205,9 +205,14 @@ class AsyncManager(Router):
 
     @staticmethod
     def _forsake(session: _Session | None) -> None:
-        if session is not None and session.pid != os.getpid():
+        """Let go of a session that cannot be closed: its process or its event loop is gone."""
+        if session is None:
+            return
+        if session.pid != os.getpid():
             # The tasks of the parent's loop end with the session; they have nothing to say in the child.
             session.loop.set_exception_handler(lambda loop, context: None)
+        elif session.worker is not None:
+            session.worker.abandon()
 
     async def _leave(self) -> None:
         """Close in a hurry: what is unsettled goes back at once."""
@@ -225,11 +230,11 @@ class AsyncManager(Router):
         if session is not None and session.pid != os.getpid():
             # A fork: the parent's connection is not ours to use or to close.
             self._ids.renew()
-            self._forsake(session)
         elif session is not None and not session.loop.is_closed():
             raise RuntimeError(
                 "this manager is in use on another event loop; close it there first, or make a manager per loop"
             )
+        self._forsake(session)
         self._session = session = self._begin(loop)
         return session
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from brokerkit.envelope import attempt_of
 from brokerkit.errors import BrokerError
 from brokerkit.follow_ups import dump, load
 from brokerkit.idempotency import Busy, Done, IdempotencyStore
@@ -31,7 +32,6 @@ async def handle_once(
     store = tools.store
     if store is None:
         raise RuntimeError("an idempotent handler was started without a store")
-    consumer = sub.consumer
     owner = tools.new_id()
     claim = await store.claim(key, owner, tools.claim_lease, attempt)
     if isinstance(claim, Done):
@@ -46,38 +46,40 @@ async def handle_once(
     # The store counted each start, those that a crash ended included: that makes the limit exact.
     attempt = max(attempt, claim.token)
     if attempt > runner.policy.max_attempts and runner.policy.exhausted == "dead":
-        await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, runner.name)
-        await store.forget(key)
+        buried = await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, runner.name)
+        await _let_go(store, key, owner, forget=buried)
         return
     sub.claims[key] = owner
     try:
         value, delivery = await runner.run(inbound, attempt)
     except BaseException:
         # Cancelled: the attempt did not end, another worker may have it.
-        sub.claims.pop(key, None)
-        await store.abandon(key, owner)
+        await _let_go(store, key, owner)
         raise
-    sub.claims.pop(key, None)
-    if isinstance(value, BaseException):
-        await store.abandon(key, owner)
-        if await runner.failed(inbound, attempt, value):
-            # Redriven, it begins again with attempt 1.
-            await store.forget(key)
-        return
+    finally:
+        sub.claims.pop(key, None)
     if delivery is not None and delivery.settled:
-        await store.abandon(key, owner)
+        runner.settled_by_handler(inbound, delivery, value)
+        if delivery.verb == "ack":
+            await store.complete(key, owner, None, None)
+        else:
+            await _let_go(store, key, owner, forget=delivery.verb == "reject")
         return
-    outbounds = await runner.conclude(inbound, attempt, value)
-    if outbounds is None:
-        await store.abandon(key, owner)
+    outcome = value if isinstance(value, BaseException) else await runner.conclude(inbound, value)
+    if isinstance(outcome, BaseException):
+        # Free before the next attempt can arrive, which would find it busy.
+        await _let_go(store, key, owner)
+        if await runner.failed(inbound, attempt, outcome):
+            # Redriven, it begins again with attempt 1.
+            await _let_go(store, key, owner, forget=True)
         return
-    follow_ups = dump(outbounds)
+    follow_ups = dump(outcome)
     try:
         ours = await store.complete(key, owner, None, follow_ups)
     except BrokerError as error:
         # Not recorded, so not acknowledged: it will run again.
         log.error("the completion of a message for %s could not be recorded: %s", runner.name, error)
-        consumer.release(inbound)
+        await sub.fate.later(inbound, _SOONEST)
         return
     if not ours:
         # The claim ended while the handler ran, and another worker has it now: it settles the message.
@@ -87,6 +89,17 @@ async def handle_once(
     await _finish(store, sub, key, owner, inbound, follow_ups)
 
 
+async def _let_go(store: IdempotencyStore, key: str, owner: str, *, forget: bool = False) -> None:
+    """Free the claim, or make the key unknown; a store that fails keeps the claim until its lease ends."""
+    try:
+        if forget:
+            await store.forget(key)
+        else:
+            await store.abandon(key, owner)
+    except BrokerError as error:
+        log.warning("a claim could not be given up, and ends with its lease: %s", error)
+
+
 async def _finish(
     store: IdempotencyStore, sub: Subscription, key: str, owner: str, inbound: Inbound, follow_ups: bytes | None
 ) -> None:
@@ -94,5 +107,10 @@ async def _finish(
     outbounds = load(follow_ups)
     if not outbounds:
         sub.consumer.ack(inbound)
-    elif await sub.consumer.forward(inbound, outbounds):
+        return
+    error = await sub.consumer.try_forward(inbound, outbounds)
+    if error is None:
         await store.mark_sent(key, owner)
+    elif inbound in sub.consumer.unsettled:
+        # Refused for good.  Its key stays done: redriven, it does not run but sends them again.
+        await sub.fate.bury(inbound, attempt_of(inbound), "not-retryable", error)

@@ -61,8 +61,13 @@ class Producer:
 
     # --- the public calls ---
 
-    async def send(self, topic: Topic[Any] | str, payload: object, options: Mapping[str, Any]) -> str:
-        """Send one message; return its id when the broker has taken responsibility for it."""
+    async def send(
+        self, topic: Topic[Any] | str, payload: object, options: Mapping[str, Any], timeout: float | None = None
+    ) -> str:
+        """Send one message; return its id when the broker has taken responsibility for it.
+
+        What may pass is tried again for ``timeout`` seconds, by default for ``send_timeout``.
+        """
         name = self._enter(topic)
         try:
             outbound = self.outbound(name, payload, options)
@@ -71,11 +76,16 @@ class Producer:
             raise
         driver = self._driver
         if driver is None or self._link.closed or not self._link.is_declared(name):
+            await self._link.connection()
+            # Before the topic is declared: what is not offered is refused without any I/O.
+            self._check_offers(name, outbound)
             driver = await self._prepare(name)
-        self._check_offers(name, outbound)
+        else:
+            self._check_offers(name, outbound)
         failure = (await driver.send((outbound,)))[0]
         if failure is not None:
-            failure = (await self._insist([outbound], [failure], self._send_timeout))[0]
+            patience = self._send_timeout if timeout is None else min(timeout, self._send_timeout)
+            failure = (await self._insist([outbound], [failure], patience))[0]
             if failure is not None:
                 self._metrics.count("send_failed")
                 raise failure
@@ -113,8 +123,10 @@ class Producer:
             while under_way:
                 await finish_oldest()
         finally:
+            # Left when the payloads or a send raised.
             for _, task in under_way:
                 task.cancel()
+            await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
         failed = sum(outcome.error is not None for outcome in outcomes)
         self._metrics.count("sent", len(outcomes) - failed)
         if failed:

@@ -66,13 +66,16 @@ class Requests:
             # A handler that is too late does not start at all: nobody waits for its answer.
             ttl = {"ttl": timeout} if options.get("ttl") is None else {}
             sent = {**options, **ttl, "reply_to": address, "correlation_id": correlation_id}
-            await self._producer.send(topic, payload, sent)
+            await self._producer.send(topic, payload, sent, timeout)
             if not await wait(clock, future, deadline - clock.monotonic()):
                 raise ReplyTimeout(f"no reply within {timeout:g} s", topic=name, backend=self._link.backend.name)
             answer = future.result()
         finally:
             # A reply that comes after this is dropped.
             del self._waiting[correlation_id]
+            if future.done() and not future.cancelled():
+                # Closed while the request was still being sent: seen, so that asyncio does not report it.
+                future.exception()
         failure = answer.headers.get(REPLY_ERROR)
         if failure is not None:
             raise RemoteError(failure, topic=name, backend=self._link.backend.name)
@@ -101,9 +104,16 @@ class Requests:
                 if answers:
                     await inbox.ack(answers)
             except Closed:
+                if self._inbox is inbox:
+                    # The next request opens another one.
+                    self._inbox = None
                 return
             except BrokerError as error:
                 log.warning("the inbox could not be read: %s", error)
+                await self._link.clock.sleep(_PAUSE)
+            except Exception:
+                # A fault of a driver must not let all requests wait for nothing.
+                log.exception("the inbox could not be read")
                 await self._link.clock.sleep(_PAUSE)
 
     async def aclose(self) -> None:

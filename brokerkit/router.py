@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -42,15 +43,24 @@ class HandlerSpec:
     def __post_init__(self) -> None:
         check_topic(self.topic)
         if not callable(self.function):
-            raise self._wrong(f"the handler {self.function!r} cannot be called")
+            raise self._wrong(f"a handler is a function, not {self.function!r}")
         if self.group is not None:
             check_group(self.topic, self.group)
         for name in ("concurrency", "prefetch"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise self._wrong(f"{name} is an int of at least 1, not {value!r}")
-        if self.timeout is not None and not self.timeout > 0:
-            raise self._wrong(f"timeout is a positive number of seconds or None, not {self.timeout!r}")
+        timeout = self.timeout
+        if timeout is not None and (
+            not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0
+        ):
+            raise self._wrong(f"timeout is a positive number of seconds or None, not {timeout!r}")
+        if self.type is not None and not isinstance(self.type, str):
+            raise self._wrong(f"type is the name of a message type, a str, not {self.type!r}")
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            raise self._wrong(f"retry is a RetryPolicy, not {self.retry!r}")
+        if self.dedup_key is not None and not callable(self.dedup_key):
+            raise self._wrong(f"dedup_key is a function of the message, not {self.dedup_key!r}")
         if self.executor not in ("thread", "process"):
             raise self._wrong(f"executor is 'thread' or 'process', not {self.executor!r}")
         if self.tag is not None:
@@ -58,8 +68,13 @@ class HandlerSpec:
 
     @property
     def name(self) -> str:
-        """How logs and errors call the handler."""
-        return f"{self.function.__module__}.{getattr(self.function, '__qualname__', repr(self.function))}"
+        """How logs and errors call the handler.  Never its repr: that of a partial shows the bound arguments."""
+        function: Any = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        if not hasattr(function, "__qualname__"):
+            function = type(function)
+        return f"{function.__module__}.{function.__qualname__}"
 
     @property
     def effective_prefetch(self) -> int:
@@ -175,7 +190,7 @@ class Router:
 
     def include(self, router: Router) -> None:
         """Register all handlers of another router."""
-        for spec in router.specs:
+        for spec in tuple(router.specs):
             self._add(spec)
 
     def _add(self, spec: HandlerSpec) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from brokerkit.clock import wait
 from brokerkit.deadlines import DeadlineTable
 from brokerkit.delivery import Delivery
 from brokerkit.envelope import expires_of, message_of
-from brokerkit.errors import DecodeError, Reject, Retry
+from brokerkit.errors import CapabilityNotSupported, DecodeError, Reject, Retry
 from brokerkit.events import ErrorHooks
 from brokerkit.executors import ThreadExecutor
 from brokerkit.follow_ups import FollowUps
@@ -20,7 +22,7 @@ from brokerkit.handler import CallPlan
 from brokerkit.message import Message
 from brokerkit.metrics import Metrics
 from brokerkit.process_executor import ProcessExecutor, WorkerCrashed
-from brokerkit.results import Outcome, outcome_of
+from brokerkit.results import ConsumeResult, MessageResult, Outcome, outcome_of
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import HandlerSpec
 from brokerkit.spi import Clock, Inbound, Outbound
@@ -35,6 +37,9 @@ log = logging.getLogger("brokerkit.worker")
 
 #: Messages that a slot handles before it lets the loop turn: a handler that never suspends would starve the rest.
 _STREAK = 20
+
+#: Seconds that cancelled handlers have to end before a closing worker leaves them behind.
+_CANCEL_PATIENCE = 5.0
 
 #: Stands in the dead letter of a message whose handler took its process down.
 CRASHED = "the process died while it handled this message"
@@ -82,6 +87,7 @@ class Runner:
         self._function = spec.function
         self._idle: deque[asyncio.Future[None]] = deque()
         self._slots: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._in_process = spec.executor == "process"
         if self._in_process:
             if self.plan.needs_delivery:
@@ -97,16 +103,27 @@ class Runner:
     def submit(self, inbound: Inbound) -> None:
         """Queue a delivery."""
         self.queue.append(inbound)
-        if self._idle:
+        while self._idle:
             idle = self._idle.popleft()
             if not idle.done():
                 idle.set_result(None)
-        elif len(self._slots) < self.spec.concurrency:
+                return
+        if len(self._slots) < self.spec.concurrency:
             task = asyncio.get_running_loop().create_task(self._slot(), name=f"brokerkit-handler-{self.name}")
             self._slots.add(task)
             task.add_done_callback(self._slots.discard)
 
     async def _slot(self) -> None:
+        while not self._closing:
+            try:
+                await self._serve()
+            except asyncio.CancelledError:
+                if self._closing:
+                    raise
+                # A handler cancelled the task that ran it, to effect only when it had returned.
+                _uncancel()
+
+    async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         queue, running, sub = self.queue, self.running, self._sub
         streak = 0
@@ -117,12 +134,19 @@ class Runner:
                 try:
                     await self._handle(inbound)
                 except Exception as error:
-                    # Not the handler's failure but ours: the message goes back and the fault is reported.
+                    # Not the handler's failure but ours: the message comes again and the fault is reported.
                     log.exception("brokerkit failed on a message for %s", self.name)
-                    sub.give_back(inbound, error, self.name)
+                    await sub.give_back(inbound, error, self.name)
+                except asyncio.CancelledError as error:
+                    if not self._closing:
+                        await sub.give_back(inbound, error, self.name)
+                    raise
                 finally:
                     running.discard(inbound)
                     sub.after(inbound)
+                if self._closing:
+                    # The handler swallowed its cancellation and came to its end.
+                    return
                 streak += 1
                 if streak >= _STREAK:
                     streak = 0
@@ -139,10 +163,15 @@ class Runner:
 
     async def cancel(self) -> None:
         """End the slots; what runs is cancelled and stays unsettled."""
+        self._closing = True
         slots = list(self._slots)
+        if not slots:
+            return
         for slot in slots:
             slot.cancel()
-        await asyncio.gather(*slots, return_exceptions=True)
+        ended = asyncio.gather(*slots, return_exceptions=True)
+        if not await wait(self._tools.clock, ended, _CANCEL_PATIENCE):
+            log.error("handler %s ignored its cancellation for %g s and is left behind", self.name, _CANCEL_PATIENCE)
 
     # --- one delivery ---
 
@@ -150,7 +179,7 @@ class Runner:
         sub = self._sub
         consumer = sub.consumer
         if not consumer.driver.live(inbound):
-            consumer.drop_stale(inbound)
+            sub.drop_stale(inbound)
             return
         attempt = 1
         if inbound.headers or inbound.native_attempt != 1 or sub.fate.attempts:
@@ -163,14 +192,21 @@ class Runner:
                 await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, self.name)
                 return
         if self.spec.idempotent:
-            key = self._key(inbound)
+            try:
+                key = self._key(inbound)
+            except Exception as error:
+                # dedup_key is the application's, as the handler is.
+                await self.failed(inbound, attempt, error)
+                return
             if key is not None:
                 await self._handle_once(inbound, attempt, key)
                 return
         outcome, delivery = await self.run(inbound, attempt)
-        if isinstance(outcome, BaseException):
+        if delivery is not None and delivery.settled:
+            self.settled_by_handler(inbound, delivery, outcome)
+        elif isinstance(outcome, BaseException):
             await self.failed(inbound, attempt, outcome)
-        elif delivery is None or not delivery.settled:
+        else:
             if outcome is None and inbound.reply_to is None:
                 consumer.ack(inbound)
                 self._tools.metrics.count("handled")
@@ -201,16 +237,18 @@ class Runner:
             else:
                 value = await self._run_with_timeout(arguments, self.spec.timeout or 0.0)
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if self._closing:
                 raise
             # The handler cancelled itself: that is its failure, not ours.
+            _uncancel()
             return error, delivery
-        except Exception as error:
-            return error, delivery
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
         except SystemExit as error:
             # Would end the loop, and with it every other handler.
             return HandlerFailed(f"the handler called sys.exit({error.code!r})"), delivery
+        except BaseException as error:
+            return error, delivery
         finally:
             tools.metrics.record_latency("handle", monotonic() - began)
         return value, delivery
@@ -230,14 +268,14 @@ class Runner:
         try:
             value = await self._function(*arguments)
         except asyncio.CancelledError:
-            if expired and not task.uncancel():
+            if expired and not self._closing:
                 raise TimeoutError(f"the handler ran longer than its timeout of {timeout:g} s") from None
             raise
         finally:
             self._tools.deadlines.remove(deadline)
-        if expired:
-            # It swallowed the cancellation and finished its work after all.
-            task.uncancel()
+            if expired:
+                # Also where it swallowed the cancellation and finished after all, or made another error of it.
+                task.uncancel()
         return value
 
     async def _run_sync(self, arguments: list[Any], inbound: Inbound, delivery: Delivery | None) -> Any:
@@ -246,7 +284,7 @@ class Runner:
             return await tools.processes(self.spec).submit(self._function, tuple(arguments), timeout)
         future = tools.threads(self.spec).submit(self._function, *arguments)
         if timeout is None:
-            return await future
+            return await _result(future)
 
         def expire() -> None:
             # Nothing can stop a thread: it is told, and the slot stays taken until it returns.
@@ -259,7 +297,7 @@ class Runner:
 
         deadline = tools.deadlines.add(timeout, expire)
         try:
-            value = await future
+            value = await _result(future)
         finally:
             tools.deadlines.remove(deadline)
             late = self.stuck.pop(inbound, None) is not None
@@ -270,44 +308,73 @@ class Runner:
     # --- what becomes of it ---
 
     async def _succeeded(self, inbound: Inbound, attempt: int, value: Any) -> None:
-        outbounds = await self.conclude(inbound, attempt, value)
-        if outbounds is None:
+        consumer = self._sub.consumer
+        outbounds = await self.conclude(inbound, value)
+        if isinstance(outbounds, BaseException):
+            await self.failed(inbound, attempt, outbounds)
             return
         if not outbounds:
-            self._sub.consumer.ack(inbound)
-            self._tools.metrics.count("handled")
-        elif await self._sub.consumer.forward(inbound, outbounds):
-            self._tools.metrics.count("handled")
+            consumer.ack(inbound)
+        elif (error := await consumer.try_forward(inbound, outbounds)) is not None:
+            if inbound in consumer.unsettled:
+                # What the handler wants sent can never be sent.
+                await self.failed(inbound, attempt, error)
+            return
+        self._tools.metrics.count("handled")
 
-    async def conclude(self, inbound: Inbound, attempt: int, value: Any) -> list[Outbound] | None:
-        """Return what is to be sent for a handler's value; None when the value says that it failed."""
-        outcome = outcome_of(value) if value is not None else Outcome()
-        error: BaseException
-        if outcome.failure is not None:
-            error = HandlerFailed(outcome.failure)
-        else:
-            if outcome.has_reply and inbound.reply_to is None and not self._warned_reply:
-                self._warned_reply = True
-                log.warning("handler %s returned a value to a message without reply_to; it is ignored", self.name)
-            try:
-                return await self._tools.follow_ups.of(inbound, outcome)
-            except Exception as exc:
-                error = exc
-        await self.failed(inbound, attempt, error)
-        return None
+    async def conclude(self, inbound: Inbound, value: Any) -> list[Outbound] | BaseException:
+        """Return what is to be sent for a handler's value, or the error when the value means that it failed."""
+        try:
+            outcome = outcome_of(value) if value is not None else Outcome()
+            if outcome.failure is not None:
+                return HandlerFailed(outcome.failure)
+            if outcome.has_reply and inbound.reply_to is None and not isinstance(value, MessageResult | ConsumeResult):
+                self._warn_of_reply()
+            return await self._tools.follow_ups.of(inbound, outcome)
+        except Exception as error:
+            return error
+
+    def _warn_of_reply(self) -> None:
+        if not self._warned_reply:
+            self._warned_reply = True
+            log.warning("handler %s returned a value to a message without reply_to; it is ignored", self.name)
+
+    def settled_by_handler(self, inbound: Inbound, delivery: Delivery, outcome: Any) -> None:
+        """Leave it at the verb that the handler used, whatever came after it."""
+        if isinstance(outcome, BaseException):
+            self._tools.metrics.count("failed")
+            where = f"{inbound.topic}:{inbound.group}"
+            log.warning(
+                "handler %s failed after its %s of message %s of %s, which stands: %r",
+                self.name,
+                delivery.verb,
+                inbound.message_id,
+                where,
+                outcome,
+            )
 
     async def failed(self, inbound: Inbound, attempt: int, error: BaseException) -> bool:
-        """Decide about a failed attempt: again later, or a dead letter; return whether it is the latter."""
+        """Decide about a failed attempt: again later, or a dead letter; return whether it became the latter."""
         self._tools.metrics.count("failed")
         reason = self._fatal(attempt, error)
         if reason is not None:
             why = error.reason if isinstance(error, Reject) else error
-            await self._sub.fate.bury(inbound, attempt, reason, why, self.name)
-            return True
-        asked = error.delay if isinstance(error, Retry) else None
-        delay = asked if asked is not None else self.policy.delay(attempt, random.random)
+            return await self._sub.fate.bury(inbound, attempt, reason, why, self.name)
+        delay = self._asked_delay(error)
+        if delay is None:
+            delay = self.policy.delay(attempt, random.random)
         await self._sub.fate.again(inbound, attempt, max(0.0, delay), error, self.name)
         return False
+
+    def _asked_delay(self, error: BaseException) -> float | None:
+        if not isinstance(error, Retry) or error.delay is None:
+            return None
+        try:
+            self._sub.fate.check_delay(error.delay)
+        except CapabilityNotSupported as refused:
+            log.error("handler %s raised Retry, but %s; the delay of its policy is taken", self.name, refused)
+            return None
+        return error.delay
 
     def _fatal(self, attempt: int, error: BaseException) -> str | None:
         """Return the reason for a dead letter, or None when there is another attempt."""
@@ -344,3 +411,23 @@ class Runner:
         from brokerkit.once import handle_once
 
         await handle_once(self, self._sub, self._tools, inbound, attempt, key)
+
+
+async def _result(future: asyncio.Future[Any]) -> Any:
+    """Return what a thread returned."""
+    try:
+        value = await future
+    except KeyboardInterrupt:
+        # In a thread it is no Ctrl-C but something that the handler raised; here it would end the loop.
+        raise HandlerFailed("the handler raised KeyboardInterrupt") from None
+    if inspect.iscoroutine(value):
+        value.close()
+        raise HandlerFailed("the handler is no `async def` but returned a coroutine, which nothing awaits")
+    return value
+
+
+def _uncancel() -> None:
+    """Undo all requests to cancel the current task."""
+    task = asyncio.current_task()
+    while task is not None and task.uncancel():
+        pass

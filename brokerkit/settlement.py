@@ -24,11 +24,11 @@ from brokerkit.envelope import (
     DEAD_TRACEBACK,
     SUSPECT,
 )
-from brokerkit.errors import BrokerError
+from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.producer import Producer
 from brokerkit.spi import AtomicSettle, ConsumerDriver, Destination, Inbound, Outbound, ToDead, ToGroup
 
-__all__ = ["Settlement", "failure_headers"]
+__all__ = ["Settlement", "clean_text", "failure_headers"]
 
 #: A dead letter keeps at most so many characters of the error's text and of the end of its traceback.
 _TEXT_LIMIT = 1_000
@@ -57,23 +57,29 @@ class Settlement:
         """Settle in one transaction with the copy from now on."""
         self._atomic = driver
 
-    async def forward(self, inbound: Inbound, outbounds: Sequence[Outbound]) -> bool:
-        """Store ``outbounds``, then acknowledge ``inbound``; return whether both were done.
+    async def forward(self, inbound: Inbound, outbounds: Sequence[Outbound]) -> BrokerError | None:
+        """Store ``outbounds``, then acknowledge ``inbound``; return None when both were done, else why not.
 
-        False: the delivery is stale (nothing was stored) or a copy could not be stored within 30 s; the caller
-        then releases the original.
+        The delivery is stale (nothing was stored), a copy could not be stored within 30 s, or never can be; the
+        caller then gives the original back.
         """
         if not self._driver.live(inbound):
-            return False
-        if self._atomic is not None:
-            return await self._forward_atomically(self._atomic, inbound, outbounds)
-        errors = await self._producer.deliver(outbounds, _PATIENCE)
-        if any(errors):
-            return False
-        await self._driver.ack([inbound])
-        return True
+            return BrokerUnavailable("the delivery is stale: its connection or assignment is gone")
+        try:
+            if self._atomic is not None:
+                return await self._forward_atomically(self._atomic, inbound, outbounds)
+            errors = [error for error in await self._producer.deliver(outbounds, _PATIENCE) if error is not None]
+            if errors:
+                # One that no patience cures says more than one that time may cure.
+                return min(errors, key=lambda error: error.retryable)
+            await self._driver.ack([inbound])
+        except BrokerError as error:
+            return error
+        return None
 
-    async def _forward_atomically(self, driver: AtomicSettle, inbound: Inbound, outbounds: Sequence[Outbound]) -> bool:
+    async def _forward_atomically(
+        self, driver: AtomicSettle, inbound: Inbound, outbounds: Sequence[Outbound]
+    ) -> BrokerError | None:
         deadline = self._clock.monotonic() + _PATIENCE
         pause = 0.05
         while True:
@@ -81,11 +87,11 @@ class Settlement:
                 await driver.settle_with(inbound, outbounds)
             except BrokerError as error:
                 if not error.retryable or self._clock.monotonic() + pause >= deadline:
-                    return False
+                    return error
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, 2.0)
             else:
-                return True
+                return None
 
     # --- the copies ---
 
@@ -107,11 +113,19 @@ class Settlement:
         headers[SUSPECT] = "1"
         return self._copy(inbound, ToGroup(inbound.topic, inbound.group), headers, None)
 
-    def dead(self, inbound: Inbound, *, reason: str, attempt: int, error: BaseException | str | None) -> Outbound:
+    def dead(
+        self,
+        inbound: Inbound,
+        *,
+        reason: str,
+        attempt: int,
+        error: BaseException | str | None,
+        first_failure: float | None = None,
+    ) -> Outbound:
         """Return the dead letter: the message as it was, and why it was given up."""
         now = repr(self._clock.time())
         headers = _without(inbound.headers, SUSPECT)
-        headers.setdefault(DEAD_FIRST, now)
+        headers.setdefault(DEAD_FIRST, now if first_failure is None else repr(first_failure))
         headers |= failure_headers(error)
         headers |= {ATTEMPT: str(attempt), DEAD_REASON: reason, DEAD_LAST: now, DEAD_HOST: socket.gethostname()}
         return self._copy(inbound, ToDead(inbound.topic, inbound.group), headers, None)
@@ -140,15 +154,24 @@ def failure_headers(error: BaseException | str | None) -> dict[str, str]:
     if error is None:
         return {}
     if isinstance(error, str):
-        return {DEAD_TEXT: _clean(error, _TEXT_LIMIT)}
+        return {DEAD_TEXT: clean_text(error)}
     headers = {
         DEAD_ERROR: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        DEAD_TEXT: _clean(str(error), _TEXT_LIMIT),
+        DEAD_TEXT: clean_text(error),
     }
     lines = "".join(traceback.format_exception(error, limit=-20))
+    text = str(error)
+    if len(text) > _TEXT_LIMIT:
+        # A long text, say of a validation, would leave no room for the lines of code.
+        lines = lines.replace(text, f"{text[:_TEXT_LIMIT]} …")
     # The end of a traceback is where the error is.
     headers[DEAD_TRACEBACK] = _clean(lines[-_TRACEBACK_LIMIT:], _TRACEBACK_LIMIT)
     return headers
+
+
+def clean_text(error: BaseException | str) -> str:
+    """Return the text of an error as a header can carry it: cut, and free of what UTF-8 cannot encode."""
+    return _clean(str(error), _TEXT_LIMIT)
 
 
 def _clean(text: str, limit: int) -> str:

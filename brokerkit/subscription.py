@@ -28,6 +28,8 @@ log = logging.getLogger("brokerkit.worker")
 
 #: Seconds that one receive waits; also how long a drain may wait for it on a driver that cannot be cancelled.
 _RECEIVE = 1.0
+#: Seconds before a message on which brokerkit failed is tried again.
+_FAULT_PAUSE = 1.0
 #: Pauses after trouble with the consumer, in seconds: doubled up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
@@ -49,15 +51,23 @@ class Subscription:
         self._suspects = Suspects(worker.clock, self._dispatch, self._stamp, lambda work: self.fate.spawn(work))
         self._intake_task: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        #: Deliveries that may run again as soon as the handler that nacked them has returned.
+        self._resumed: set[Inbound] = set()
+        #: What may run, but not now: while an ordered or broadcast group is paused.
+        self._aside: list[Inbound] = []
         self._open = False
+        self._draining = False
 
     # --- set-up ---
 
     def add(self, spec: HandlerSpec, policy: RetryPolicy) -> None:
         """Add a handler; raise `ConfigurationError` where it contradicts the others of the group."""
         if spec.type in self._runners:
+            other = self._runners[spec.type].spec
             raise ConfigurationError(
-                f"two handlers for topic {self.topic!r}, group {self.group!r}, type {spec.type!r}", topic=self.topic
+                f"two handlers for topic {self.topic!r}, group {self.group!r}, type {spec.type!r}: "
+                f"{other.name} and {spec.name}; give them different types or groups",
+                topic=self.topic,
             )
         for other in self.specs:
             for name in ("broadcast", "native"):
@@ -66,7 +76,16 @@ class Subscription:
                         f"handlers {other.name} and {spec.name} share a consumer and must agree on {name}",
                         topic=self.topic,
                     )
-        self._runners[spec.type] = Runner(spec, policy, self._worker, self)
+        if spec.idempotent and self._worker.store is None:
+            raise ConfigurationError(
+                f"handler {spec.name} is idempotent, but there is no store: set idempotency: {{store: sqlite}} "
+                f"in the configuration or give the manager idempotency=",
+                topic=self.topic,
+            )
+        runner = Runner(spec, policy, self._worker, self)
+        if self._open:
+            self._check_policy(runner)
+        self._runners[spec.type] = runner
 
     @property
     def specs(self) -> list[HandlerSpec]:
@@ -96,19 +115,11 @@ class Subscription:
             broadcast=self.broadcast,
             native=next(iter(self._runners.values())).spec.native,
         )
-        settings = self._worker.link.topology.settings(self.topic)
-        self.consumer = await Consumer.open(
-            self._worker.link,
-            self._worker.producer,
-            self._worker.metrics,
-            options,
-            self._worker.new_id,
-            expired=(settings.expired if settings is not None else None) or "drop",
-        )
-        self._adopt(self.consumer)
+        self._adopt(await self._open_consumer(options))
         self._lanes = Lanes() if ordered else None
         try:
-            self._check_policies()
+            for runner in self._runners.values():
+                self._check_policy(runner)
         except BaseException:
             await self.consumer.aclose()
             raise
@@ -120,29 +131,29 @@ class Subscription:
         self.consumer = consumer
         consumer.on_room = self._make_room
         worker = self._worker
-        self.fate = Disposition(consumer, worker.clock, worker.metrics, worker.hooks, worker.follow_ups, self._dispatch)
+        self.fate = Disposition(consumer, worker.clock, worker.metrics, worker.hooks, worker.follow_ups, self._resume)
+        self.fate.on_sent = self.after
 
-    def _check_policies(self) -> None:
-        for runner in self._runners.values():
-            policy = runner.policy
-            where = f"handler {runner.name} of topic {self.topic!r}"
-            if not self.consumer.can_bury and policy.exhausted == "dead" and not self.broadcast:
-                raise CapabilityNotSupported(
-                    f"{where}: this connection has no dead letters; give "
-                    f"retry=RetryPolicy(exhausted='requeue') or use another backend",
-                    topic=self.topic,
-                )
-            held = self._lanes is not None or self.broadcast or not self.consumer.can_delay
-            if held and policy.max_delay > MAX_HELD_DELAY and policy.max_attempts > 1:
-                raise ConfigurationError(
-                    f"{where}: retries wait in memory here, at most {MAX_HELD_DELAY:g} s; "
-                    f"max_delay is {policy.max_delay:g}",
-                    topic=self.topic,
-                )
-            if self._lanes is not None and not self.consumer.counts_starts and self._worker.store is None:
-                log.warning(
-                    "%s: without an idempotency store a crash is not counted as an attempt in an ordered group", where
-                )
+    def _check_policy(self, runner: Runner) -> None:
+        policy = runner.policy
+        where = f"handler {runner.name} of topic {self.topic!r}"
+        if not self.consumer.can_bury and policy.exhausted == "dead" and not self.broadcast:
+            raise CapabilityNotSupported(
+                f"{where}: this connection has no dead letters; give "
+                f"retry=RetryPolicy(exhausted='requeue') or use another backend",
+                topic=self.topic,
+            )
+        held = self._lanes is not None or self.broadcast or not self.consumer.can_delay
+        if held and policy.max_delay > MAX_HELD_DELAY and policy.max_attempts > 1:
+            raise ConfigurationError(
+                f"{where}: retries wait in memory here, at most {MAX_HELD_DELAY:g} s; "
+                f"max_delay is {policy.max_delay:g}",
+                topic=self.topic,
+            )
+        if self._lanes is not None and not self.consumer.counts_starts and self._worker.store is None:
+            log.warning(
+                "%s: without an idempotency store a crash is not counted as an attempt in an ordered group", where
+            )
 
     # --- intake ---
 
@@ -157,13 +168,17 @@ class Subscription:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _intake(self) -> None:
+        clock = self._worker.clock
         pause = _FIRST_PAUSE
         while True:
+            began = clock.monotonic()
             try:
                 await self._receive_for_ever()
             except Closed:
                 if self._worker.link.closed:
                     return
+                # The link is not: only this consumer is gone, and nobody would bring it back.
+                await self._reopen()
             except TopicNotFound as error:
                 self.fate.tell("receive", str(error), error=error)
                 self._worker.link.forget(self.topic)
@@ -175,23 +190,44 @@ class Subscription:
                 # A fault of a driver must not end a group in silence.
                 self.fate.tell("receive", str(error), error=error)
                 log.exception("receiving from %s:%s failed", self.topic, self.group)
-            await self._worker.clock.sleep(pause)
+            if clock.monotonic() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            await clock.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _reopen(self) -> None:
         """Replace a consumer whose topic was deleted; what it delivered cannot be settled any more."""
-        old = self.consumer
+        old, fate = self.consumer, self.fate
         try:
-            await self._worker.link.declare(self.topic)
-            new = await Consumer.open(
-                self._worker.link, self._worker.producer, self._worker.metrics, old.options, self._worker.new_id
-            )
+            new = await self._open_consumer(old.options)
         except BrokerError as error:
-            log.warning("topic %s is gone and could not be declared again: %s", self.topic, error)
+            log.warning("receiving from %s:%s could not begin again: %s", self.topic, self.group, error)
             return
-        await self.fate.aclose()
         self._adopt(new)
-        await old.aclose()
+        # All of these are stale; a lane would wait for ever for one whose turn was forgotten.
+        for runner in self._runners.values():
+            runner.take_back()
+        self._suspects.take_back()
+        self._resumed.clear()
+        self._aside.clear()
+        if self._lanes is not None:
+            self._lanes = Lanes()
+        try:
+            await fate.aclose()
+        finally:
+            await old.aclose()
+
+    async def _open_consumer(self, options: ConsumerOptions) -> Consumer:
+        worker = self._worker
+        settings = worker.link.topology.settings(self.topic)
+        return await Consumer.open(
+            worker.link,
+            worker.producer,
+            worker.metrics,
+            options,
+            worker.new_id,
+            expired=(settings.expired if settings is not None else None) or "drop",
+        )
 
     async def _receive_for_ever(self) -> None:
         prefetch = self.consumer.options.prefetch
@@ -222,6 +258,9 @@ class Subscription:
         # `redelivered` and `started` are falsy on almost every message.
         if (inbound.redelivered or inbound.started) and self._lanes is None and not self.broadcast:
             if self._suspects.is_suspect(inbound):
+                if inbound.message_id is None:
+                    # Its copy is known by it.
+                    inbound.message_id = self._worker.new_id()
                 self._suspects.admit(inbound)
                 return
         elif inbound.headers and SUSPECT in inbound.headers:
@@ -230,6 +269,13 @@ class Subscription:
             self._dispatch(inbound)
 
     def _dispatch(self, inbound: Inbound) -> None:
+        if self._in_place and (self._draining or self.paused):
+            # What is still here at the end goes back with the connection.
+            self._aside.append(inbound)
+            return
+        if self._draining:
+            self._give_back_unstarted([inbound])
+            return
         runners = self._runners
         runner = runners.get(inbound.type) or runners.get(None)
         if runner is not None:
@@ -240,12 +286,29 @@ class Subscription:
             self.fate.spawn(self._bury_unhandled(inbound, reason))
 
     async def _bury_unhandled(self, inbound: Inbound, reason: str) -> None:
-        await self.fate.bury(inbound, attempt_of(inbound), "no-handler", reason, None)
-        self.after(inbound)
+        try:
+            await self.fate.bury(inbound, attempt_of(inbound), "no-handler", reason, None)
+        except Exception as error:
+            log.exception("a message of %s:%s that has no handler could not be settled", self.topic, self.group)
+            await self.give_back(inbound, error, None)
+        finally:
+            self.after(inbound)
 
-    def is_suspect(self, inbound: Inbound) -> bool:
-        """Whether a process may have died of this message."""
-        return self._suspects.is_suspect(inbound)
+    def _resume(self, inbound: Inbound) -> None:
+        """Run a delivery whose wait in memory is over."""
+        if any(inbound in runner.running for runner in self._runners.values()):
+            self._resumed.add(inbound)
+        else:
+            self._dispatch(inbound)
+
+    @property
+    def _in_place(self) -> bool:
+        return self._lanes is not None or self.broadcast
+
+    def drop_stale(self, inbound: Inbound) -> None:
+        """Forget a delivery that was not started and whose connection is gone: it comes again and is no suspect."""
+        self._suspects.gave_back(inbound)
+        self.consumer.drop_stale(inbound)
 
     def crashed(self, inbound: Inbound) -> bool:
         """Whether a start of this message certainly ended with its process."""
@@ -255,15 +318,17 @@ class Subscription:
 
     def after(self, inbound: Inbound) -> None:
         """Go on after ``inbound`` left its handler: the next of its lane, the next suspect, more intake."""
-        if not self.fate.waits(inbound):
+        if self._resumed and inbound in self._resumed:
+            self._resumed.remove(inbound)
+            self._dispatch(inbound)
+        elif not self.fate.waits(inbound):
             if self._lanes is not None:
                 following = self._lanes.leave(inbound)
                 if following is not None:
                     self._dispatch(following)
             if self._suspects.has_turn(inbound):
                 self.fate.spawn(self._end_turn(inbound))
-            if self.fate.attempts:
-                self.fate.attempts.pop(inbound, None)
+            self.fate.forget(inbound)
         if self._room is not None:
             self._make_room()
 
@@ -281,13 +346,26 @@ class Subscription:
         if limit is not None and SUSPECT in inbound.headers and attempt >= limit:
             await self.fate.bury(inbound, attempt, "worker-crash", CRASHED, None)
             return False
-        return await self.consumer.forward(inbound, [self.consumer.settlement.suspect(inbound, attempt=attempt + 1)])
+        copy = self.consumer.settlement.suspect(inbound, attempt=attempt + 1)
+        try:
+            return await self.consumer.forward(inbound, [copy])
+        except Exception:
+            # Given back as it is: deferred it would come as a message that no process died of.
+            if inbound in self.consumer.unsettled:
+                self.consumer.release(inbound)
+            raise
 
-    def give_back(self, inbound: Inbound, error: BaseException, handler: str) -> None:
-        """Return a message on which brokerkit itself failed."""
+    async def give_back(self, inbound: Inbound, error: BaseException, handler: str | None) -> None:
+        """Have a message on which brokerkit itself failed again, after a while: at once it would fail at once."""
         self.fate.tell("policy", str(error), inbound=inbound, error=error, handler=handler)
-        if inbound in self.consumer.unsettled:
-            self.consumer.release(inbound)
+        if inbound not in self.consumer.unsettled or self.fate.waits(inbound):
+            return
+        try:
+            await self.fate.later(inbound, _FAULT_PAUSE)
+        except Exception:
+            log.exception("message %s goes back", inbound.message_id)
+            if inbound in self.consumer.unsettled:
+                self.consumer.release(inbound)
 
     # --- what a Delivery asks for (brokerkit.delivery.Settler) ---
 
@@ -313,32 +391,50 @@ class Subscription:
     # --- pause, drain, close ---
 
     async def pause(self) -> None:
-        """Stop receiving; what is queued goes back, what runs goes on."""
+        """Stop receiving; what is queued goes back, what runs goes on.
+
+        In an ordered or broadcast group nothing goes back, as that would lose its order, or be lost: it waits here.
+        """
         self.paused = True
         await self._stop_intake()
-        self._return_unstarted()
+        if not self.paused:
+            return
+        if self._in_place:
+            self._aside[:0] = self._take_queued()
+        else:
+            self._return_unstarted()
 
     def resume(self) -> None:
         """Receive again."""
         if self.paused:
             self.paused = False
-            if self._open:
+            aside, self._aside = self._aside, []
+            for inbound in aside:
+                self._dispatch(inbound)
+            if self._open and not self._draining and self._intake_task is None:
                 self._start_intake()
 
     async def quiesce(self) -> None:
         """Begin the drain: receive nothing more, give back what was not started."""
+        self._draining = True
         await self._stop_intake()
-        self._return_unstarted()
+        if self._open:
+            self._give_back_unstarted(self.fate.hurry())
+            self._return_unstarted()
+
+    def _take_queued(self) -> list[Inbound]:
+        return [inbound for runner in self._runners.values() for inbound in runner.take_back()]
 
     def _return_unstarted(self) -> None:
-        unstarted = [inbound for runner in self._runners.values() for inbound in runner.take_back()]
-        unstarted += self._suspects.take_back()
-        unstarted += self.fate.take_back()
-        if self._lanes is not None:
+        unstarted = self._take_queued() + self._suspects.take_back() + self._aside
+        self._aside.clear()
+        if self._in_place:
             # Giving back one by one would reorder on some brokers; dropping the consumer keeps the order.
-            self._lanes.clear()
             return
-        for inbound in unstarted:
+        self._give_back_unstarted(unstarted + self.consumer.take_held())
+
+    def _give_back_unstarted(self, inbounds: Sequence[Inbound]) -> None:
+        for inbound in inbounds:
             self._suspects.gave_back(inbound)
             if inbound in self.consumer.unsettled:
                 self.consumer.release(inbound)
@@ -354,6 +450,7 @@ class Subscription:
         if not self._open:
             return
         self._open = False
+        self._draining = True
         self._return_unstarted()
         for runner in self._runners.values():
             await runner.cancel()

@@ -112,10 +112,16 @@ class Suspects:
             self._spawn(self._send_copy(inbound))
 
     async def _send_copy(self, inbound: Inbound) -> None:
-        if await self._stamp(inbound) and self._awaited == (inbound.message_id or ""):
-            self._timer = self._clock.call_later(_PATIENCE, self._give_up)
-        elif self._awaited == (inbound.message_id or ""):
-            self._give_up()
+        stamped = False
+        try:
+            stamped = await self._stamp(inbound)
+        finally:
+            # The copy may have arrived, and everything may have been taken back, before this was known.
+            if self._awaited == (inbound.message_id or ""):
+                if stamped:
+                    self._timer = self._clock.call_later(_PATIENCE, self._give_up)
+                else:
+                    self._give_up()
 
     def _give_up(self) -> None:
         self._running = self._awaited = None

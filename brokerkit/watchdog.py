@@ -45,7 +45,9 @@ class LoopWatchdog:
         loop = asyncio.get_running_loop()
         loop_thread = threading.get_ident()
         self._beat(loop)
-        self._thread = threading.Thread(target=self._watch, args=(loop_thread,), name="brokerkit-watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, args=(loop, loop_thread), name="brokerkit-watchdog", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -61,7 +63,7 @@ class LoopWatchdog:
         self._beaten.set()
         self._timer = loop.call_later(_BEAT, self._beat, loop)
 
-    def _watch(self, loop_thread: int) -> None:
+    def _watch(self, loop: asyncio.AbstractEventLoop, loop_thread: int) -> None:
         warned: dict[str, int] = {}
         rounds = 0
         while not self._stop.wait(_BEAT):
@@ -69,6 +71,9 @@ class LoopWatchdog:
             if self._beaten.wait(_BEAT + _LATE):
                 self._beaten.clear()
                 continue
+            if loop.is_closed():
+                # Its owner closed it without a stop; what runs in that thread now is somebody else's.
+                return
             frame = sys._current_frames().get(loop_thread)
             if frame is None or self._stop.is_set():
                 continue

@@ -69,6 +69,7 @@ class Worker:
         self._paused: set[tuple[str, str]] = set()
         self._adding: set[asyncio.Task[None]] = set()
         self._hurried = False
+        self._ending = False
 
     # --- start ---
 
@@ -92,6 +93,8 @@ class Worker:
 
     def spawn_add(self, spec: HandlerSpec) -> None:
         """Start one more handler in the background; trouble is logged and told to the error hooks."""
+        if self._ending:
+            return
         task = asyncio.get_running_loop().create_task(self._add(spec))
         self._adding.add(task)
         task.add_done_callback(self._adding.discard)
@@ -113,12 +116,6 @@ class Worker:
     def _subscription(self, key: tuple[str, str], specs: list[HandlerSpec]) -> Subscription:
         subscription = Subscription(self, *key)
         for spec in specs:
-            if spec.idempotent and self.store is None:
-                raise ConfigurationError(
-                    f"handler {spec.name} is idempotent, but there is no store: set idempotency: {{store: sqlite}} "
-                    f"in the configuration or give the manager idempotency=",
-                    topic=spec.topic,
-                )
             subscription.add(spec, self._policy_of(spec))
         subscription.paused = key in self._paused
         self._subscriptions[key] = subscription
@@ -198,6 +195,7 @@ class Worker:
 
     async def stop(self, timeout: float) -> bool:
         """Drain: what runs may finish within ``timeout`` seconds, the rest goes back.  Return whether all finished."""
+        await self._stop_adding()
         subscriptions = list(self._subscriptions.values())
         await asyncio.gather(*(sub.quiesce() for sub in subscriptions))
         deadline = self.clock.monotonic() + timeout
@@ -214,22 +212,37 @@ class Worker:
         """End a drain that is under way now."""
         self._hurried = True
 
-    async def close(self) -> None:
-        """End everything now; what is unsettled goes back."""
+    def abandon(self) -> None:
+        """End the threads and processes of a worker whose event loop was closed under it."""
+        self._watchdog.stop()
+        self._end_executors()
+
+    def _end_executors(self) -> None:
+        for threads in self._threads.values():
+            threads.close(wait=False)
+        for processes in self._processes.values():
+            processes.close(wait=False)
+
+    async def _stop_adding(self) -> None:
+        self._ending = True
         for adding in self._adding:
             adding.cancel()
         await asyncio.gather(*self._adding, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End everything now; what is unsettled goes back."""
+        await self._stop_adding()
         subscriptions, self._subscriptions = list(self._subscriptions.values()), {}
-        await asyncio.gather(*(sub.aclose() for sub in subscriptions))
+        for error in await asyncio.gather(*(sub.aclose() for sub in subscriptions), return_exceptions=True):
+            if isinstance(error, Exception):
+                # The others, and the threads below, must end all the same.
+                log.error("a group could not be closed", exc_info=error)
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
             self._renewing = None
         self._watchdog.stop()
         self.deadlines.close()
-        for threads in self._threads.values():
-            threads.close(wait=False)
-        for processes in self._processes.values():
-            processes.close(wait=False)
+        self._end_executors()
         if self.store is not None:
             await self.store.aclose()

@@ -54,3 +54,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             reporter.section("the planted secret was shown", sep="!", red=True)
             for hit in hits:
                 reporter.write_line(hit)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name a parameter that UTF-8 cannot encode by its escapes: such an id cannot travel to a worker of xdist."""
+    if isinstance(val, str) and any("\ud800" <= character <= "\udfff" for character in val):
+        return ascii(val)
+    return None

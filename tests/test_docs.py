@@ -28,6 +28,7 @@ import pytest
 import yaml
 
 from brokerkit import Capability, Manager, RetryPolicy, SendOptions
+from brokerkit.embedded.settings import EmbeddedSettings
 from brokerkit.settings import Settings
 from brokerkit.spi import Backend, Connection, ConsumerDriver, ProducerDriver
 from brokerkit.testing import Harness, Timing, eventually_sync
@@ -188,6 +189,13 @@ def test_the_program_of_a_page_runs_and_prints_what_it_says(page: Path, tmp_path
             assert outputs[position] == block.printed, f"{block.page}:{block.line}"
 
 
+def test_every_block_is_in_a_language_that_is_tested() -> None:
+    tested = {"", "python", "sh", "text", "toml", "yaml"}
+    assert [
+        f"{block.page}:{block.line}" for page in PAGES for block in blocks(page) if block.language not in tested
+    ] == []
+
+
 def test_every_python_block_with_a_file_name_is_run_by_a_test() -> None:
     assert {(block.page, block.file) for block in of_language("python") if block.file is not None} == FILES
 
@@ -275,7 +283,8 @@ def test_every_configuration_is_one() -> None:
     found = of_language("yaml")
     assert found
     for block in found:
-        Settings(**yaml.safe_load(block.text))
+        configured = Settings(**yaml.safe_load(block.text))
+        EmbeddedSettings.model_validate(configured.model_dump().get("embedded") or {})
     for block in of_language("toml"):
         tomllib.loads(block.text)
 

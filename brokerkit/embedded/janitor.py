@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = ["Janitor", "collect_garbage", "expire_messages", "give_space_back"]
 
 #: Seconds between two checkpoints while there is writing (speed.md: a commit then takes at most 5 ms).
 _CHECKPOINT = 0.1
+#: Frames of the WAL that make it worth to stop writers for the time of a short checkpoint.
+_LONG = 1000
 #: Seconds between two sweeps while there is writing, and at rest.
 _SWEEP = 2.0
 _IDLE = 60.0
@@ -32,15 +35,19 @@ _PAGES = 500
 #: Free pages worth giving back: fewer are soon used again.
 _SPARE_PAGES = 16_384
 
+#: Run a function in a transaction; return its result.
 Call = Callable[[Callable[[Transaction], Any]], Any]
+#: Keep everybody from writing.
+Exclusive = Callable[[], AbstractContextManager[None]]
 
 
 class Janitor:
     """A thread of one store that cleans up after it."""
 
-    def __init__(self, path: Path, call: Call, clock: Clock, *, age: float, size: int) -> None:
+    def __init__(self, path: Path, call: Call, exclusive: Exclusive, clock: Clock, *, age: float, size: int) -> None:
         self._path = path
         self._call = call
+        self._exclusive = exclusive
         self._clock = clock
         self._age = age
         self._size = size
@@ -75,13 +82,20 @@ class Janitor:
                 if self._halt.wait(_CHECKPOINT):
                     return
                 self._wake.clear()
-                _checkpoint(connection)
+                self._checkpoint(connection)
                 busy += _CHECKPOINT
                 if busy >= _SWEEP:
                     busy = 0.0
                     self._sweep_safely()
         finally:
             connection.close()
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        if _copy(connection) > _LONG:
+            # Copied while others went on writing.  Only a log that was copied to its end is written again from its
+            # beginning, and that is faster than to append: a file that grows costs the file system a journal entry.
+            with self._exclusive():
+                _copy(connection)
 
     def _sweep_safely(self) -> None:
         try:
@@ -120,12 +134,14 @@ class Janitor:
             removed += count
 
 
-def _checkpoint(connection: sqlite3.Connection) -> None:
+def _copy(connection: sqlite3.Connection) -> int:
+    """Copy what can be copied from the WAL into the file; return its frames, 0 when all of them were copied."""
     try:
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        _, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     except sqlite3.Error:
         # Another process checkpoints, or the disk is full: the next one comes in a moment.
-        return
+        return 0
+    return int(frames) if copied < frames else 0
 
 
 def expire_messages(tx: Transaction, after: int, cutoff: float, max_bytes: int) -> tuple[int | None, int]:

@@ -14,7 +14,8 @@ __all__ = ["APPLICATION_ID", "MIGRATIONS", "prepare"]
 APPLICATION_ID = 0x424B4954
 
 _VERSION_1 = """
--- One row: the counters (none is ever reused) and the version of topic and grp, which every process caches.
+-- One row: the counters, and the version of topic and grp, which every process caches.  No number is used twice:
+-- the highest seq so far stands here or in message, whichever is higher.
 CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, claim INTEGER NOT NULL,
                    catalog INTEGER NOT NULL);
 INSERT INTO meta VALUES (1, 0, 0, 1);

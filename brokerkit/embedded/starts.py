@@ -89,9 +89,12 @@ class StartMarks:
         self._free.extend(_HEADER + slot * _SLOT.size for slot in range(first, self._slots))
 
     def abandon(self) -> None:
-        """Close this process's copy of the file without touching it: in the child of a fork."""
+        """Close this process's copy of the file without touching it: in the child of a fork.  Idempotent."""
         self._map.close()
-        os.close(self._fd)
+        # A store that was closed before the fork may be asked again; by then its number belongs to another file.
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def close(self, *, remove: bool) -> None:
         """Let the owner be dead; ``remove`` the file when nothing is leased any more."""

@@ -118,7 +118,14 @@ class StoreFile:
             clock=clock,
             attempt_timeout=attempt_timeout,
         )
-        self.janitor = Janitor(path, self.writer.call, clock, age=settings.retention_age, size=settings.retention_bytes)
+        self.janitor = Janitor(
+            path,
+            self.writer.call,
+            self.writer.exclusive,
+            clock,
+            age=settings.retention_age,
+            size=settings.retention_bytes,
+        )
         _leak_in_child(self)
 
     def check_process(self) -> None:

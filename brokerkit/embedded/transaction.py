@@ -16,6 +16,8 @@ __all__ = ["PROMOTE", "Transaction"]
 #: Most scheduled messages that one transaction makes ready; what is left waits for the next claim.
 PROMOTE = 500
 
+_LAST = "SELECT max(seq) FROM message"
+_COUNTERS = f"SELECT seq, max(seq, coalesce(({_LAST}), 0)), claim, catalog FROM meta"
 _INSERT = f"INSERT INTO message VALUES ({','.join('?' * 15)})"
 # Whole runs of messages enter a group with one statement: each step of SQLite gives the interpreter lock away.
 _RUN = "INSERT INTO ready SELECT ?, -priority, seq, 0, NULL FROM message WHERE seq BETWEEN ? AND ?"
@@ -37,8 +39,8 @@ class Transaction:
         connection.execute("BEGIN IMMEDIATE")
         self.seq: int
         self.claim: int
-        self.seq, self.claim, version = connection.execute("SELECT seq, claim, catalog FROM meta").fetchone()
-        self._stored_meta = (self.seq, self.claim, version)
+        self._seq, self.seq, self.claim, version = connection.execute(_COUNTERS).fetchone()
+        self._stored = (self.claim, version)
         self.catalog = catalog if catalog is not None and catalog.version == version else Catalog(connection, version)
         self._rows: list[tuple[Any, ...]] = []
         self._runs: list[tuple[Topic, int, int]] = []
@@ -62,8 +64,10 @@ class Transaction:
     def finish(self) -> None:
         """Write everything that is still pending; the commit follows."""
         self.flush()
-        meta = (self.seq, self.claim, self.catalog.version)
-        if meta != self._stored_meta:
+        # The log is the counter as long as its last message has the highest number: one page less to write.
+        seq = self._seq if self.connection.execute(_LAST).fetchone() == (self.seq,) else self.seq
+        if (seq, self.claim, self.catalog.version) != (self._seq, *self._stored):
+            meta = (self.seq, self.claim, self.catalog.version)
             self.connection.execute("UPDATE meta SET seq = ?, claim = ?, catalog = ?", meta)
 
     # --- sending ------------------------------------------------------------------------------------------------

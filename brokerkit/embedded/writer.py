@@ -72,6 +72,8 @@ class GroupCommit:
         #: Since when the thread waits for the file.
         self._waiting: float | None = None
         self._watchdogs: dict[asyncio.AbstractEventLoop, Timer] = {}
+        # Never set: a thread rests on it between two tries.
+        self._pause = threading.Event()
         self._pid = os.getpid()
 
     # --- submitting ---------------------------------------------------------------------------------------------
@@ -101,31 +103,43 @@ class GroupCommit:
         With a ``timeout`` raise `BrokerUnavailable` when the file was not free in that time.
         """
         operation = Operation(apply, durable=False)
-        with self._hold(timeout):
+        with self._use(timeout):
+            self._acquire(timeout)
             self._run_and_unlock([operation], patient=True)
         if operation.error is not None:
             raise operation.error
         return operation.result
 
     @contextmanager
-    def _hold(self, timeout: float | None) -> Iterator[None]:
-        """Hold the mutex, and take the lock."""
-        limit = self._timeout if timeout is None else timeout
+    def exclusive(self) -> Iterator[None]:
+        """Keep everybody from writing.  For a thread that is not an event loop's."""
+        with self._use(None):
+            self._acquire(None)
+            try:
+                yield
+            finally:
+                self.lock.release()
+
+    @contextmanager
+    def _use(self, timeout: float | None) -> Iterator[None]:
+        """Hold the connection; raise `BrokerUnavailable` when it was not free in time."""
         if not self.mutex.acquire(timeout=-1 if timeout is None else timeout):
-            raise self._locked(limit)
+            raise self._locked(timeout or 0.0)
         try:
-            if timeout is None:
-                self.lock.acquire()
-            else:
-                tries_left = int(limit / _RETRY)
-                while not self.lock.try_acquire():
-                    if not tries_left:
-                        raise self._locked(limit)
-                    tries_left -= 1
-                    time.sleep(_RETRY)
             yield
         finally:
             self.mutex.release()
+
+    def _acquire(self, timeout: float | None) -> None:
+        if timeout is None:
+            self.lock.acquire()
+            return
+        tries_left = int(timeout / _RETRY)
+        while not self.lock.try_acquire():
+            if not tries_left:
+                raise self._locked(timeout)
+            tries_left -= 1
+            self._pause.wait(_RETRY)
 
     def _locked(self, seconds: float) -> BrokerUnavailable:
         return BrokerUnavailable(
@@ -343,7 +357,7 @@ class GroupCommit:
                     raise
             if not patient:
                 break
-            time.sleep(_RETRY)
+            self._pause.wait(_RETRY)
         return None
 
     def _deliver(self, done: Sequence[Operation], running: asyncio.AbstractEventLoop | None) -> None:

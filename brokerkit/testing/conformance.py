@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,6 +18,10 @@ from brokerkit.testing.report import Matrix
 __all__ = ["harness_for", "run"]
 
 
+#: brokerkit is imported before pytest here, so its own asserts are not rewritten; the suite's are.
+_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
+
+
 def harness_for(url: str) -> Harness:
     """Return the harness for ``url``: ours, or one without any hook.  Raise `ConfigurationError` for a bad URL."""
     backend = backend_for_url(url)
@@ -25,16 +30,22 @@ def harness_for(url: str) -> Harness:
     return Harness(backend, url=url)
 
 
+def _giving(harness: Harness) -> ModuleType:
+    """Return a pytest plugin with the fixture ``harness``; a module, as pytest gives up fixtures of instances."""
+
+    @pytest.fixture(scope="session", name="harness")
+    def given() -> Harness:
+        return harness
+
+    plugin = ModuleType("brokerkit-conformance-harness")
+    plugin.harness = given  # type: ignore[attr-defined]
+    return plugin
+
+
 class _Run:
-    """A pytest plugin: gives the cases their harness, and keeps the matrix."""
+    """A pytest plugin that keeps the matrix."""
 
-    def __init__(self, harness: Harness) -> None:
-        self._harness = harness
-        self.matrix: Matrix | None = None
-
-    @pytest.fixture(scope="session")
-    def harness(self) -> Harness:
-        return self._harness
+    matrix: Matrix | None = None
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.matrix = next(iter(matrices(session.config).values()), None)
@@ -45,10 +56,11 @@ def run(harness: Harness, *, keyword: str | None = None, options: Sequence[str] 
 
     ``keyword`` chooses cases as pytest's ``-k`` does; ``options`` are further options of pytest.
     """
-    plugin = _Run(harness)
+    kept = _Run()
     cases = Path(__file__).parent / "suite" / "all_cases.py"
     # No configuration of the project that we happen to stand in: neither its options nor its plugins' modes.
-    command = [str(cases), "-c", os.devnull, "--rootdir", str(cases.parent), "-p", "no:cacheprovider", *options]
+    command = [str(cases), "-c", os.devnull, "--rootdir", str(cases.parent)]
+    command += ["-p", "no:cacheprovider", "-p", "no:asyncio", "-W", _IMPORTED, *options]
     if keyword is not None:
         command += ["-k", keyword]
-    return int(pytest.main(command, plugins=[plugin])), plugin.matrix
+    return int(pytest.main(command, plugins=[kept, _giving(harness)])), kept.matrix

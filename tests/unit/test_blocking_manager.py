@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
@@ -47,8 +47,18 @@ def jobs() -> Topic[dict[str, int]]:
     return Topic("jobs", dict[str, int], groups=["workers"])
 
 
-def loop_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("brokerkit-")]
+NewThreads = Callable[[], list[str]]
+
+
+@pytest.fixture
+def new_threads() -> NewThreads:
+    """Names brokerkit's threads that the test has started and that have not ended."""
+    before = set(threading.enumerate())
+
+    def names() -> list[str]:
+        return [one.name for one in set(threading.enumerate()) - before if one.name.startswith("brokerkit-")]
+
+    return names
 
 
 # --- the twins have one surface ---
@@ -269,43 +279,40 @@ def test_blocking_manager_from_8_threads(manager: Manager) -> None:
 # --- lifecycle ---
 
 
-def test_making_and_registering_starts_no_thread_and_does_no_io() -> None:
-    before = loop_threads()
+def test_making_and_registering_starts_no_thread_and_does_no_io(new_threads: NewThreads) -> None:
     manager = Manager("sqlite:////nowhere/at/all.db")
 
     @manager.handler("jobs", group="g")
     def handle(job: bytes) -> None: ...
 
-    assert loop_threads() == before
+    assert new_threads() == []
     assert not manager.is_connected
     manager.close()
 
 
-def test_with_connects_and_closes_and_leaves_no_thread(manager: Manager) -> None:
-    before = threading.active_count()
+def test_with_connects_and_closes_and_leaves_no_thread(manager: Manager, new_threads: NewThreads) -> None:
     with manager as entered:
         assert entered is manager and manager.is_connected
-        assert "brokerkit-default" in loop_threads()
+        assert new_threads() == ["brokerkit-default"]
     assert not manager.is_connected
-    assert threading.active_count() == before
+    assert new_threads() == []
     manager.close()
 
 
-def test_with_leaves_no_thread_when_it_cannot_connect() -> None:
-    before = threading.active_count()
+def test_with_leaves_no_thread_when_it_cannot_connect(new_threads: NewThreads) -> None:
     with pytest.raises(Exception, match="nowhere"), Manager("sqlite:////nowhere/at/all.db"):
         pass
-    assert threading.active_count() == before
+    assert new_threads() == []
 
 
-def test_a_closed_manager_refuses_calls_until_it_connects_again(manager: Manager) -> None:
+def test_a_closed_manager_refuses_calls_until_it_connects_again(manager: Manager, new_threads: NewThreads) -> None:
     with manager:
         manager.send("jobs", b"1")
     with pytest.raises(Closed, match="connect"):
         manager.send("jobs", b"2")
     health = manager.monitor.health()
     assert (health.status, health.healthy) == ("closed", False)
-    assert loop_threads() == []
+    assert new_threads() == []
 
     with manager:
         manager.send("jobs", b"3")
@@ -381,7 +388,7 @@ def test_the_async_twin_refuses_another_loop_while_it_works(manager: Manager) ->
 # --- run ---
 
 
-def test_run_in_another_thread_ends_with_stop_and_handles_no_signals(manager: Manager) -> None:
+def test_run_in_another_thread_ends_with_stop_and_handles_no_signals(manager: Manager, new_threads: NewThreads) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     seen: list[bytes] = []
     manager.add_handler("jobs", lambda body: seen.append(body), group="g")
@@ -396,7 +403,7 @@ def test_run_in_another_thread_ends_with_stop_and_handles_no_signals(manager: Ma
     thread.join(10)
 
     assert not thread.is_alive() and not manager.is_connected
-    assert loop_threads() == []
+    eventually_sync(lambda: new_threads() == [], what="all threads ended")
 
 
 def test_run_in_another_thread_ends_with_close(manager: Manager) -> None:
@@ -420,7 +427,7 @@ def test_run_in_another_thread_ends_with_close(manager: Manager) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_in_the_main_thread_drains_on_a_signal_and_restores_the_handlers(
-    manager: Manager, number: signal.Signals
+    manager: Manager, number: signal.Signals, new_threads: NewThreads
 ) -> None:
     steps: list[str] = []
 
@@ -445,7 +452,7 @@ def test_run_in_the_main_thread_drains_on_a_signal_and_restores_the_handlers(
         signal.signal(signal.SIGINT, before[1])
 
     assert steps == ["began", "finished"]
-    assert loop_threads() == []
+    eventually_sync(lambda: new_threads() == [], what="all threads ended")
 
 
 def test_the_second_signal_stops_without_waiting(manager: Manager) -> None:

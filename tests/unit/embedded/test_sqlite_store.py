@@ -515,3 +515,17 @@ async def test_a_full_disk_refuses_and_recovers(make: Callable[..., Awaitable[Sq
     parts.connection.execute("PRAGMA max_page_count = 1000000")
     assert await store.send([large]) == [None]
     assert [item.message_id for item in await store.claim(owner("a"), 10)] == ["before", "small", "large"]
+
+
+async def test_a_sequence_number_is_never_used_twice(make: Callable[..., Awaitable[SqliteStore]], path: Path) -> None:
+    store = await make()
+    await store.declare(T, G)
+    seen: list[int] = []
+    for number in range(5):
+        # The newest message goes with its acknowledgement, because it belongs to this group only.
+        await store.send([message(f"m{number}", destination=ToGroup("t", "g"))])
+        with sqlite3.connect(path) as connection:
+            seen += [seq for (seq,) in connection.execute("SELECT seq FROM message")]
+        connection.close()
+        await store.ack(owner("a"), await store.claim(owner("a"), 10))
+    assert seen == [1, 2, 3, 4, 5]

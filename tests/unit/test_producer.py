@@ -1,0 +1,137 @@
+"""Sending: again with the same id, many at once, and what cannot work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from brokerkit.errors import ConfigurationError, MessageTooLarge, PayloadError, SendRefused, SendTimeout
+from brokerkit.message import Message
+from brokerkit.spi import Outbound, ToTopic
+from brokerkit.topic import Topic
+
+from .rig import Rig, others
+
+T = Topic("t", bytes, groups=["g"])
+
+
+async def test_a_refused_send_is_tried_again_with_the_same_id_until_send_timeout() -> None:
+    async with Rig(send_timeout=10.0) as rig:
+        ids: list[str] = []
+        refuses = rig.layer.refuses
+
+        def noting(outbound: Outbound) -> bool:
+            ids.append(outbound.message_id)
+            return refuses(outbound)
+
+        rig.layer.refuses = noting  # type: ignore[method-assign]
+        async with rig.layer.refusing(ToTopic("t")):
+            sending = asyncio.create_task(rig.manager.send(T, b"x"))
+            await rig.clock.advance(7)
+            assert not sending.done()
+            await rig.clock.advance(2)
+            with pytest.raises(SendRefused, match="topic 't', backend embedded"):
+                await sending
+        assert len(ids) > 5 and len(set(ids)) == 1
+        assert await rig.counts() == (0, 0, 0)
+        assert rig.totals == {"send_failed": 1}
+
+
+async def test_a_send_whose_outcome_is_unknown_is_tried_again_and_ends_stored_once() -> None:
+    async with Rig() as rig:
+        await rig.manager.send(T, b"first")
+        async with rig.layer.stalling():
+            sending = asyncio.create_task(rig.manager.send(T, b"x"))
+            await rig.clock.advance(7)
+            assert not sending.done()
+        await rig.clock.advance(10)
+        assert await sending
+        assert await rig.counts() == (2, 0, 0)
+        async with rig.layer.stalling():
+            sending = asyncio.create_task(rig.manager.send(T, b"y"))
+            await rig.clock.advance(60)
+            with pytest.raises(SendTimeout):
+                await sending
+
+
+async def test_of_many_the_bad_ones_fail_alone_and_the_outcomes_keep_their_order() -> None:
+    async with Rig(max_message_size=10) as rig:
+        payloads = [b"%d" % number for number in range(1200)]
+        payloads[3] = b"x" * 11
+        payloads[700] = object()  # type: ignore[call-overload]
+        outcomes = await rig.manager.send_many(T, payloads)
+        assert len(outcomes) == 1200
+        errors = {index: type(outcome.error) for index, outcome in enumerate(outcomes) if outcome.error is not None}
+        assert errors == {3: MessageTooLarge, 700: PayloadError}
+        assert len({outcome.message_id for outcome in outcomes}) == 1200
+        assert await rig.counts() == (1198, 0, 0)
+        assert rig.totals == {"sent": 1198, "send_failed": 2}
+
+
+@pytest.mark.parametrize("count", [0, 100, 600, 1100, 1700])
+async def test_payloads_that_raise_leave_no_task_behind(count: int) -> None:
+    def payloads() -> Iterator[bytes]:
+        for number in range(count):
+            yield b"%d" % number
+        raise LookupError("no more")
+
+    async with Rig() as rig:
+        await rig.manager.send(T, b"first")
+        before = asyncio.all_tasks()
+        async with rig.layer.stalling():
+            sending = asyncio.create_task(rig.manager.send_many(T, payloads()))
+            for _ in range(20):
+                await rig.clock.advance(5)
+            with pytest.raises(LookupError):
+                await sending
+            assert not others(before)
+
+
+async def test_a_cancelled_send_many_leaves_no_task_behind() -> None:
+    async with Rig() as rig:
+        await rig.manager.send(T, b"first")
+        before = asyncio.all_tasks()
+        async with rig.layer.stalling():
+            sending = asyncio.create_task(rig.manager.send_many(T, [b"x"] * 2000))
+            await rig.clock.advance(1)
+            sending.cancel()
+            await asyncio.wait((sending,))
+            assert sending.cancelled()
+            assert not others(before)
+
+
+async def test_what_cannot_be_sent_is_refused_before_any_io() -> None:
+    rig = Rig()
+    for options in (
+        {"delay": -1},
+        {"ttl": 0},
+        {"priority": 10},
+        {"headers": {"bk-attempt": "7"}},
+        {"delay": float("nan")},
+    ):
+        with pytest.raises(PayloadError):
+            await rig.manager.send(T, b"x", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError):
+        await rig.manager.send("no such/name", b"x")
+    with pytest.raises(PayloadError, match="message_id"):
+        await rig.manager.send_many(T, [b"x"], message_id="one")
+    assert rig.layer.calls["connect"] == 0
+    await rig.manager.aclose()
+
+
+async def test_the_options_of_a_call_win_over_those_of_its_message() -> None:
+    async with Rig() as rig, rig.manager.consume(T) as deliveries:
+        message = Message(body=b"x", message_id="mine", key="k", headers={"a": "1"}, ttl=60, content_type="text/x")
+        assert await rig.manager.send(T, message, key="other") == "mine"
+        found = await deliveries.receive(1)
+        assert found is not None
+        got = found.message
+        assert (got.message_id, got.key, got.headers, got.ttl, got.content_type) == (
+            "mine",
+            "other",
+            {"a": "1"},
+            60,
+            "text/x",
+        )

@@ -1,0 +1,173 @@
+"""Messages that were under way when a process crashed: one at a time, counted, and never a lane for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from brokerkit.message import Message
+from brokerkit.retry import RetryPolicy
+from brokerkit.spi import Capability, ToDead, ToGroup
+from brokerkit.topic import Topic
+
+from .rig import EXACT, Rig
+
+T = Topic("t", bytes, groups=["g"])
+#: A broker that only says "redelivered".
+COARSE = (Capability.START_MARKS, Capability.ATOMIC_SETTLE)
+
+
+class Suspected(Rig):
+    """A rig whose handlers note when they begin and end."""
+
+    def __init__(self, *lacking: Capability, suspects: int, **settings: object) -> None:
+        super().__init__(*COARSE, *lacking, **settings)
+        self.suspected = [f"s{number}" for number in range(suspects)]
+        self.backend.suspects = list(self.suspected)
+        self.running = 0
+        self.most = 0
+        self.times: list[float] = []
+
+    async def send(self) -> None:
+        for name in self.suspected:
+            await self.manager.send(T, name.encode(), message_id=name)
+
+    async def begin(self, message: Message, seconds: float) -> None:
+        self.start_of(message)
+        self.times.append(self.clock.time())
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.clock.sleep(seconds)
+        finally:
+            self.running -= 1
+
+
+async def test_suspects_run_as_stamped_copies_one_at_a_time_and_others_go_on_meanwhile() -> None:
+    async with Suspected(suspects=3) as rig:
+        others: list[bytes] = []
+
+        @rig.manager.handler(T, retry=EXACT)
+        async def work(message: Message) -> None:
+            if message.message_id not in rig.suspected:
+                others.append(message.body)
+                return
+            await rig.begin(message, 20)
+
+        await rig.manager.start()
+        await rig.send()
+        await rig.manager.send(T, b"innocent")
+        await rig.clock.advance(1)
+        assert others == [b"innocent"]
+        await rig.clock.advance(100)
+        assert rig.bodies == [b"s0", b"s1", b"s2"]
+        assert rig.attempts == [2, 2, 2]
+        assert rig.most == 1
+        assert await rig.counts() == (0, 0, 0)
+
+
+async def test_a_copy_that_does_not_come_back_here_holds_up_the_next_one_for_5_seconds() -> None:
+    async with Suspected(suspects=2) as rig:
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            await rig.begin(message, 0)
+
+        await rig.manager.start()
+        # The copy expires on its way, so it never arrives.
+        await rig.manager.send(T, b"s0", message_id="s0", ttl=0.5)
+        await rig.manager.send(T, b"s1", message_id="s1")
+        async with rig.layer.refusing(ToGroup("t", "g")):
+            await rig.clock.advance(1)
+        began = rig.clock.time()
+        await rig.clock.advance(30)
+        assert rig.bodies == [b"s1"]
+        assert rig.times[0] - began <= 6
+
+
+async def test_a_copy_that_is_refused_does_not_stop_the_suspects_for_ever() -> None:
+    async with Suspected(suspects=2) as rig:
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            await rig.begin(message, 0)
+
+        await rig.manager.start()
+        await rig.send()
+        async with rig.layer.refusing(ToGroup("t", "g")):
+            await rig.clock.advance(100)
+            assert rig.starts == []
+        await rig.clock.advance(100)
+        assert sorted(rig.bodies) == [b"s0", b"s1"]
+        assert await rig.counts() == (0, 0, 0)
+
+
+async def test_a_suspect_whose_run_fails_ends_its_turn_also_where_its_retry_waits_in_memory() -> None:
+    async with Suspected(Capability.DELAYED_SEND, suspects=2) as rig:
+
+        @rig.manager.handler(T, retry=EXACT)
+        async def work(message: Message) -> None:
+            await rig.begin(message, 0)
+            if message.attempt < 3:
+                raise ValueError
+
+        await rig.manager.start()
+        await rig.send()
+        await rig.clock.advance(100)
+        assert sorted(zip(rig.bodies, rig.attempts, strict=True)) == [
+            (b"s0", 2),
+            (b"s0", 3),
+            (b"s1", 2),
+            (b"s1", 3),
+        ]
+        assert rig.totals["handled"] == 2
+
+
+async def test_a_stamped_message_at_its_last_attempt_is_a_worker_crash_and_a_refused_letter_is_tried_again() -> None:
+    async with Suspected(suspects=1) as rig:
+
+        @rig.manager.handler(T, retry=RetryPolicy(max_attempts=1))
+        async def work(message: Message) -> None:
+            await rig.begin(message, 0)
+
+        await rig.manager.start()
+        async with rig.layer.refusing(ToDead("t", "g")):
+            await rig.send()
+            await rig.clock.advance(50)
+        await rig.clock.advance(50)
+        assert rig.starts == []
+        assert [letter.reason for letter in await rig.dead()] == ["worker-crash"]
+        assert await rig.counts() == (0, 0, 0)
+
+
+async def test_a_stale_copy_ends_its_turn() -> None:
+    async with Suspected(suspects=2) as rig:
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            await rig.begin(message, 0)
+            if message.message_id == "s0":
+                rig.backend.stale.add("s0")
+
+        await rig.manager.start()
+        await rig.send()
+        await rig.clock.advance(20)
+        assert rig.bodies == [b"s0", b"s1"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_suspects_survive_a_pause(when: str) -> None:
+    async with Suspected(suspects=3) as rig:
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            await rig.begin(message, 10)
+
+        await rig.manager.start()
+        await rig.send()
+        await rig.clock.advance(0 if when == "before" else 1)
+        await rig.manager.pause("t")
+        await rig.clock.advance(30)
+        await rig.manager.resume("t")
+        await rig.clock.advance(100)
+        assert sorted(set(rig.bodies)) == [b"s0", b"s1", b"s2"]
+        assert await rig.counts() == (0, 0, 0)
