@@ -141,7 +141,7 @@ class Admin:
     async def dead_letters(self, topic: Topic[Any] | str, group: str, limit: int = 100) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters, oldest first.  Reading disturbs nothing."""
         name = self._enter(topic)
-        connection = await self._offering(Browse, Capability.BROWSE, name, "dead_letters")  # type: ignore[type-abstract]
+        connection = await self._offering(Browse, Capability.BROWSE, name, "reading dead letters")  # type: ignore[type-abstract]
         found = await self._call(connection.browse(name, check_group(name, group), limit), name)
         return [_dead_letter(inbound) for inbound in found]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from brokerkit.deliveries import Deliveries
 from brokerkit.delivery import Delivery
+from brokerkit.errors import Closed
 from brokerkit.gate import Gate
 from brokerkit.message import Message
 
@@ -55,6 +57,11 @@ class BlockingDelivery:
         return self._delivery.settled
 
     @property
+    def verb(self) -> str | None:
+        """The verb that it was settled with: ``ack``, ``nack`` or ``reject``."""
+        return self._delivery.verb
+
+    @property
     def cancelled(self) -> bool:
         """Whether the handler's timeout passed."""
         return self._delivery.cancelled
@@ -70,19 +77,19 @@ class BlockingDelivery:
 
     def ack(self) -> None:
         """Settle as done."""
-        self._gate.call(self._delivery.ack)
+        self._settle(self._delivery.ack)
 
     def nack(self, delay: float | None = 0.0) -> None:
         """Give back for another attempt after ``delay`` seconds; None takes the topic's backoff."""
-        self._gate.call(partial(self._delivery.nack, delay))
+        self._settle(partial(self._delivery.nack, delay))
 
     def reject(self, reason: str = "rejected") -> None:
         """Make it a dead letter of its group."""
-        self._gate.call(partial(self._delivery.reject, reason))
+        self._settle(partial(self._delivery.reject, reason))
 
     def extend(self, seconds: float) -> None:
         """Keep the delivery for ``seconds`` from now, where deliveries have leases."""
-        self._gate.call(partial(self._delivery.extend, seconds))
+        self._settle(partial(self._delivery.extend, seconds))
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +98,15 @@ class BlockingDelivery:
         self, kind: builtins.type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._delivery.settled:
-            self._gate.call(partial(self._delivery.__aexit__, kind, error, trace))
+            self._settle(partial(self._delivery.__aexit__, kind, error, trace))
+
+    def _settle(self, verb: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            self._gate.call(verb)
+        except Closed:
+            # As after a lost connection: the delivery is stale, and comes again.
+            if not self._gate.closed:
+                raise
 
     def __repr__(self) -> str:
         return f"<Blocking{repr(self._delivery)[1:]}"
@@ -135,5 +150,11 @@ class BlockingDeliveries:
 
     def close(self) -> None:
         """Close the consumer; what was not settled goes back.  Idempotent."""
-        if self._gate.running:
+        if not self._gate.running:
+            return
+        try:
             self._gate.call(self._deliveries.aclose)
+        except Closed:
+            # The manager is being closed by another thread, and these with it.
+            if not self._gate.closed:
+                raise

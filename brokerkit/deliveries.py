@@ -42,6 +42,7 @@ class Deliveries:
         hooks: ErrorHooks,
         follow_ups: Callable[[], FollowUps],
         policy: RetryPolicy,
+        on_close: Callable[[], object],
     ) -> None:
         self._open_consumer = open_consumer
         self._clock = clock
@@ -49,6 +50,7 @@ class Deliveries:
         self._hooks = hooks
         self._follow_ups = follow_ups
         self._policy = policy
+        self._on_close = on_close
         self._consumer: Consumer | None = None
         self._fate: Disposition | None = None
         self._lanes: Lanes | None = None
@@ -187,6 +189,7 @@ class Deliveries:
         if self._closed:
             return
         self._closed = True
+        self._on_close()
         self._ring()
         if self._pump is not None:
             self._pump.cancel()

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from brokerkit.admin import Admin
+from brokerkit.blueprint import Blueprint
 from brokerkit.clock import Clock, SystemClock
 from brokerkit.consumer import Consumer
 from brokerkit.deliveries import Deliveries
 from brokerkit.envelope import SendOptions
 from brokerkit.errors import Closed, ConfigurationError
 from brokerkit.events import ErrorHook, ErrorHooks
-from brokerkit.follow_ups import FollowUps
 from brokerkit.handler import CallPlan
 from brokerkit.link import Link
 from brokerkit.message import Message, MessageIds
 from brokerkit.metrics import Metrics
 from brokerkit.monitor import Monitor
 from brokerkit.names import check_topic
-from brokerkit.producer import Producer, SendOutcome
-from brokerkit.requests import Requests
-from brokerkit.retry import RetryPolicy, resolve_policy
+from brokerkit.producer import SendOutcome
 from brokerkit.router import HandlerSpec, Router
-from brokerkit.spi import Backend, Capability, Connection, ConnectOptions, ConsumerOptions
+from brokerkit.session import Session
+from brokerkit.spi import Backend, Capability, Connection, ConnectOptions
 from brokerkit.stopping import StopRequest, stop_signals
 from brokerkit.topic import Topic
 from brokerkit.topology import Topology
@@ -40,27 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncManager"]
 
-log = logging.getLogger("brokerkit")
-
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: What a broadcast consumer without a name of its own is called.
-_BROADCAST = "broadcast"
-
-
-@dataclass(slots=True)
-class _Session:
-    """Everything that belongs to one event loop in one process."""
-
-    loop: asyncio.AbstractEventLoop
-    pid: int
-    link: Link
-    producer: Producer
-    requests: Requests
-    follow_ups: FollowUps
-    consuming: set[Deliveries]
-    worker: Worker | None = None
 
 
 class AsyncManager(Router):
@@ -71,10 +49,11 @@ class AsyncManager(Router):
 
     url:         URL of the broker; it chooses the backend
     backend:     name of an installed backend, or a backend object
-    settings:    a `Settings` object or a mapping, in place of the configuration file and the environment
+    settings:    a `Settings` object replaces the configuration file and the environment; a mapping counts as
+                 arguments, which win over both
     name:        which of the configured managers this is
     clock:       where time comes from
-    idempotency: the store for idempotent handlers, in place of the configured one
+    idempotency: the store for idempotent handlers, in place of the configured one; who made it closes it
     overrides:   further fields of `Settings`, e.g. ``send_timeout=5.0``
     """
 
@@ -92,19 +71,14 @@ class AsyncManager(Router):
         super().__init__()
         self.name = name
         self.clock: Clock = clock or SystemClock()
-        self._given = {"url": url, "settings": settings, **overrides}
-        self._backend_given = backend
+        self._blueprint = Blueprint({"url": url, "settings": settings, **overrides}, backend, name, self.specs)
         self._store = idempotency
         self._ids = MessageIds()
+        self._ids_pid = os.getpid()
         self._hooks = ErrorHooks()
         self._metrics = Metrics(self.clock)
-        self._settings: Settings | None = None
-        self._backend: Backend | None = None
-        self._topology: Topology | None = None
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._closed = False
-        self._starting = False
-        self._ended: asyncio.Event | None = None
         #: Declares, deletes, purges, and works with dead letters.
         self.admin = Admin(lambda: self._use().link, lambda: self._use().producer)
         #: Figures and health.
@@ -115,28 +89,12 @@ class AsyncManager(Router):
     @property
     def settings(self) -> Settings:
         """The settings of all sources together; raises `ConfigurationError`."""
-        if self._settings is None:
-            # Imported on use: reading the configuration costs more than all the rest of the import.
-            from brokerkit.settings import load_settings
-
-            backend = self._backend_given
-            given = {key: value for key, value in self._given.items() if value is not None}
-            if isinstance(backend, str):
-                given["backend"] = backend
-            self._settings = load_settings(name=self.name, **given)
-        return self._settings
+        return self._blueprint.settings
 
     @property
     def backend(self) -> Backend:
         """The backend that the configuration chooses; raises `ConfigurationError`."""
-        if self._backend is None:
-            if self._backend_given is not None and not isinstance(self._backend_given, str):
-                self._backend = self._backend_given
-            else:
-                from brokerkit.registry import Registry
-
-                self._backend = Registry().find(self.settings.backend_name)
-        return self._backend
+        return self._blueprint.backend
 
     @property
     def backend_name(self) -> str:
@@ -146,15 +104,11 @@ class AsyncManager(Router):
     @property
     def topology(self) -> Topology:
         """The topics and groups that the application declared so far."""
-        if self._topology is None:
-            self._topology = Topology(self.backend.name, self.settings.topics)
-            for spec in self.specs:
-                self._declare_spec(spec)
-        return self._topology
+        return self._blueprint.topology
 
     def configure_topic(self, name: str, settings: TopicSettings) -> None:
         """Do in code what a section below ``topics:`` does in the configuration."""
-        self.topology.configure(name, settings)
+        self._blueprint.configure_topic(name, settings)
 
     def on_error(self, hook: ErrorHook) -> ErrorHook:
         """Call ``hook`` with an `ErrorEvent` for each failure; usable as a decorator."""
@@ -183,87 +137,48 @@ class AsyncManager(Router):
 
     async def aclose(self) -> None:
         """Stop the handlers, close everything.  Idempotent.  A closed manager connects again by `connect`."""
-        session = self._detach()
-        if session is None:
-            return
-        await self.stop()
-        for deliveries in list(session.consuming):
-            await deliveries.aclose()
-        await session.requests.aclose()
-        await session.link.aclose()
-        self._session = None
-
-    def _detach(self) -> _Session | None:
-        """Refuse new calls from now on; return what must be closed, None when nothing is open here."""
-        self._closed = True
-        session = self._session
-        if session is None or session.pid != os.getpid() or session.loop.is_closed():
-            self._forsake(session)
-            self._session = None
-            return None
-        return session
-
-    @staticmethod
-    def _forsake(session: _Session | None) -> None:
-        """Let go of a session that cannot be closed: its process or its event loop is gone."""
-        if session is None:
-            return
-        if session.pid != os.getpid():
-            # The tasks of the parent's loop end with the session; they have nothing to say in the child.
-            session.loop.set_exception_handler(lambda loop, context: None)
-        elif session.worker is not None:
-            session.worker.abandon()
+        await self._close(None)
 
     async def _leave(self) -> None:
         """Close in a hurry: what is unsettled goes back at once."""
-        await self.stop(timeout=0)
-        await self.aclose()
+        await self._close(0.0)
 
-    def _use(self) -> _Session:
+    async def _close(self, stop_timeout: float | None) -> None:
+        session = self._detach()
+        if session is not None:
+            await session.aclose(self.settings.stop_timeout if stop_timeout is None else stop_timeout)
+            if self._session is session:
+                self._session = None
+
+    def _detach(self) -> Session | None:
+        """Refuse new calls from now on; return what must be closed, None when nothing is open here."""
+        self._closed = True
+        session = self._session
+        if session is not None and session.is_gone:
+            session.forsake()
+            session = self._session = None
+        return session
+
+    def _use(self) -> Session:
         """Return the session of this loop and process, making it on the first use."""
         session = self._session
-        loop = asyncio.get_running_loop()
-        if session is not None and session.loop is loop and session.pid == os.getpid():
+        loop, pid = asyncio.get_running_loop(), os.getpid()
+        if session is not None and session.loop is loop and session.pid == pid:
             return session
         if self._closed:
             raise Closed("the manager is closed; connect() or `async with` opens it again", backend=self.backend.name)
-        if session is not None and session.pid != os.getpid():
-            # A fork: the parent's connection is not ours to use or to close.
+        if pid != self._ids_pid:
+            # A fork, of whatever was made before it: each process needs ids of its own.
             self._ids.renew()
-        elif session is not None and not session.loop.is_closed():
-            raise RuntimeError(
-                "this manager is in use on another event loop; close it there first, or make a manager per loop"
-            )
-        self._forsake(session)
-        self._session = session = self._begin(loop)
-        return session
-
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> _Session:
-        settings, topology = self.settings, self.topology
-        if not settings.enabled:
-            raise ConfigurationError(
-                f"the backend {self.backend.name} is switched off: its section says enabled: false",
-                backend=self.backend.name,
-            )
-        if settings.nothing_configured and self._backend_given is None:
-            log.warning("no broker is configured: messages go to the file %s", settings.embedded_path())
-        options = ConnectOptions(
-            url=settings.backend_url(),
-            section=settings.backend_section(),
-            topics=topology,
-            client_id=settings.client_id,
-            attempt_timeout=settings.attempt_timeout,
-            clock=self.clock,
-        )
-        link = Link(self.backend, options, topology)
-        producer = Producer(
-            link,
-            self._ids,
-            self._metrics,
-            send_timeout=settings.send_timeout,
-            max_message_size=settings.max_message_size,
-        )
-        return _Session(loop, os.getpid(), link, producer, Requests(link, producer), FollowUps(producer), set())
+            self._ids_pid = pid
+        if session is not None:
+            if not session.is_gone:
+                raise RuntimeError(
+                    "this manager is in use on another event loop; close it there first, or make a manager per loop"
+                )
+            session.forsake()
+        self._session = Session(self._blueprint, self.clock, self._ids, self._metrics, self._hooks, self._store)
+        return self._session
 
     def _link_even_closed(self) -> Link:
         if self._closed:
@@ -349,34 +264,17 @@ class AsyncManager(Router):
         ordered: bool | None = None,
     ) -> Deliveries:
         """Return the deliveries of a group: ``async with manager.consume(…) as ds: async for d in ds: …``."""
-        name = self._enter(topic)
-        resolved = self._resolve_group(name, group, broadcast)
-        if not isinstance(prefetch, int) or prefetch < 1:
-            raise ConfigurationError(f"prefetch is an int of at least 1, not {prefetch!r}", topic=name)
-        if not broadcast:
-            self.topology.add_group(name, resolved, tag=tag, ordered=ordered)
+        options = self._blueprint.consumer_options(
+            topic, group, prefetch=prefetch, tag=tag, broadcast=broadcast, ordered=ordered
+        )
         session_of = self._use
 
         async def open_consumer() -> Consumer:
-            session = session_of()
-            spec = self.topology[name].groups.get(resolved)
-            options = ConsumerOptions(
-                topic=name,
-                group=resolved,
-                prefetch=prefetch,
-                tag=spec.tag if spec is not None else tag or "*",
-                ordered=spec is not None and spec.ordered,
-                broadcast=broadcast,
-            )
-            session.consuming.add(deliveries)
-            return await Consumer.open(
-                session.link,
-                session.producer,
-                self._metrics,
-                options,
-                self._ids,
-                expired=self._expired(name),
-            )
+            return await session_of().open_consumer(options, deliveries)
+
+        def on_close() -> None:
+            if self._session is not None:
+                self._session.closed(deliveries)
 
         deliveries = Deliveries(
             open_consumer,
@@ -384,7 +282,8 @@ class AsyncManager(Router):
             self._metrics,
             self._hooks,
             follow_ups=lambda: session_of().follow_ups,
-            policy=resolve_policy(self.settings.retry_for(name)),
+            policy=self._blueprint.retry_policy(options.topic),
+            on_close=on_close,
         )
         return deliveries
 
@@ -393,43 +292,18 @@ class AsyncManager(Router):
     async def start(self) -> None:
         """Run the handlers in the background.  Everything that can be checked is checked before it returns."""
         self._closed = False
-        session = self._use()
-        if session.worker is not None or self._starting:
-            return
-        self._starting = True
-        try:
-            specs = [self._resolved(spec) for spec in self.specs]
-            worker = Worker(
-                session.link,
-                session.producer,
-                self._metrics,
-                self._hooks,
-                policy_of=self._policy,
-                new_id=self._ids,
-                store=self._idempotency_store() if any(spec.idempotent for spec in specs) else None,
-                claim_lease=self.settings.idempotency.lease,
-            )
-            await worker.start(specs)
-            session.worker = worker
-            self._ended = asyncio.Event()
-        finally:
-            self._starting = False
+        await self._use().start([self._blueprint.resolve(spec) for spec in self.specs])
 
     async def stop(self, timeout: float | None = None) -> bool:
         """Drain: running handlers may finish within ``timeout`` seconds (``stop_timeout`` by default).
 
         What was not started goes back at once, what did not finish goes back at the end.  Return whether all
-        running handlers finished.
+        running handlers finished.  Calls at the same time share one drain; a timeout of 0 ends it now.
         """
         session = self._session
-        if session is None or session.worker is None:
+        if session is None or session.is_gone:
             return True
-        worker, session.worker = session.worker, None
-        try:
-            return await worker.stop(self.settings.stop_timeout if timeout is None else timeout)
-        finally:
-            if self._ended is not None:
-                self._ended.set()
+        return await session.stop(self.settings.stop_timeout if timeout is None else timeout)
 
     async def run(self) -> None:
         """Start, wait for SIGTERM, SIGINT or `stop`, then stop and close.  A second signal stops without waiting.
@@ -452,10 +326,11 @@ class AsyncManager(Router):
             if not starting.done():
                 return
             starting.result()
-            if self._worker is None or self._ended is None:
+            session = self._use()
+            if session.worker is None:
                 return
-            request.hurry = self._worker.hurry
-            waits.append(loop.create_task(self._ended.wait()))
+            request.hurry = session.worker.hurry
+            waits.append(loop.create_task(session.ended()))
             await asyncio.wait((asked, waits[-1]), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in waits:
@@ -480,79 +355,18 @@ class AsyncManager(Router):
     def _add(self, spec: HandlerSpec) -> None:
         super()._add(spec)
         try:
-            if self._topology is not None:
-                self._declare_spec(spec)
+            if self._blueprint.is_read:
+                self._blueprint.declare(spec)
             session = self._session
-            if session is None or session.worker is None:
+            if session is None or session.worker is None or session.is_gone:
                 return
             CallPlan(spec.function, spec.name)
-            resolved = self._resolved(spec)
+            resolved = self._blueprint.resolve(spec)
         except BaseException:
             self.specs.remove(spec)
             raise
         worker = session.worker
         session.loop.call_soon_threadsafe(lambda: worker.spawn_add(resolved))
 
-    def _declare_spec(self, spec: HandlerSpec) -> None:
-        topology = self.topology
-        if spec.topic_object is not None:
-            topology.add_topic(spec.topic_object)
-        else:
-            topology.ensure(spec.topic)
-        if spec.group is not None and not spec.broadcast:
-            topology.add_group(spec.topic, spec.group, tag=spec.tag, ordered=spec.ordered)
-
-    def _resolved(self, spec: HandlerSpec) -> HandlerSpec:
-        self._declare_spec(spec)
-        resolved = spec.in_group(self._resolve_group(spec.topic, spec.group, spec.broadcast))
-        if not spec.broadcast:
-            self.topology.add_group(spec.topic, resolved.group or "", tag=spec.tag, ordered=spec.ordered)
-        if resolved.timeout is None and self.settings.handler_timeout is not None:
-            resolved = replace(resolved, timeout=self.settings.handler_timeout)
-        return resolved
-
-    def _resolve_group(self, topic: str, group: str | None, broadcast: bool) -> str:
-        if group is not None:
-            return group
-        found = self.topology.only_group(topic) or self.settings.consumer_group
-        if found is None and broadcast:
-            return _BROADCAST
-        if found is None:
-            known = ", ".join(self.topology.ensure(topic).groups) or "none"
-            raise ConfigurationError(
-                f"topic {topic!r}: which group? Give group=, declare exactly one group with the topic, "
-                f"or set consumer_group (declared groups: {known})",
-                topic=topic,
-            )
-        return found
-
-    def _enter(self, topic: Topic[Any] | str) -> str:
-        if isinstance(topic, Topic):
-            self.topology.add_topic(topic)
-            return topic.name
-        self.topology.ensure(topic)
-        return topic
-
-    def _policy(self, spec: HandlerSpec) -> RetryPolicy:
-        return resolve_policy(spec.retry, self.settings.retry_for(spec.topic))
-
-    def _expired(self, topic: str) -> Any:
-        settings = self.topology.settings(topic)
-        return settings.expired if settings is not None else "drop"
-
-    def _idempotency_store(self) -> IdempotencyStore | None:
-        if self._store is None:
-            chosen = self.settings.idempotency
-            if chosen.store == "memory":
-                from brokerkit.idempotency import MemoryIdempotencyStore
-
-                self._store = MemoryIdempotencyStore(self.clock, chosen.retention)
-            elif chosen.store == "sqlite":
-                from brokerkit.idempotency_sqlite import SqliteIdempotencyStore
-
-                self._store = SqliteIdempotencyStore(self.settings.idempotency_path(), self.clock, chosen.retention)
-        return self._store
-
     def __repr__(self) -> str:
-        backend = self._backend.name if self._backend is not None else "not configured yet"
-        return f"<{type(self).__name__} {self.name!r} on {backend}>"
+        return f"<{type(self).__name__} {self.name!r} on {self._blueprint.describe()}>"

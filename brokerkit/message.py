@@ -89,7 +89,7 @@ class MessageIds:
         self.renew()
 
     def renew(self) -> None:
-        """Take a new prefix.  The manager calls it for each new session: it may be the first one after a fork."""
+        """Take a new prefix.  The manager calls it in a process that was forked."""
         # One attribute, so that no thread ever puts the old prefix before a number that begins again.
         self._source = (os.urandom(self._RANDOM_BYTES).hex(), count(1).__next__)
 

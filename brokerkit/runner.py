@@ -87,6 +87,8 @@ class Runner:
         self._function = spec.function
         self._idle: deque[asyncio.Future[None]] = deque()
         self._slots: set[asyncio.Task[None]] = set()
+        #: Slots that were cancelled by somebody else than `cancel`: they end when nothing is queued.
+        self._leaving: set[asyncio.Task[None] | None] = set()
         self._closing = False
         self._in_process = spec.executor == "process"
         if self._in_process:
@@ -111,17 +113,32 @@ class Runner:
         if len(self._slots) < self.spec.concurrency:
             task = asyncio.get_running_loop().create_task(self._slot(), name=f"brokerkit-handler-{self.name}")
             self._slots.add(task)
-            task.add_done_callback(self._slots.discard)
 
     async def _slot(self) -> None:
-        while not self._closing:
-            try:
-                await self._serve()
-            except asyncio.CancelledError:
-                if self._closing:
-                    raise
-                # A handler cancelled the task that ran it, to effect only when it had returned.
-                _uncancel()
+        try:
+            while not self._closing:
+                try:
+                    await self._serve()
+                    return
+                except asyncio.CancelledError:
+                    if self._closing:
+                        raise
+                    self._outlive_cancellation()
+        finally:
+            # Not in a callback, which comes a turn later: until then `submit` would count on this slot.
+            task = asyncio.current_task()
+            if task is not None:
+                self._slots.discard(task)
+                self._leaving.discard(task)
+
+    def _outlive_cancellation(self) -> None:
+        """Go on in a task that was cancelled, by its handler or by who ends the event loop, until nothing is queued.
+
+        The two look the same.  If the slot stayed for good, ``asyncio.run`` would wait for it for ever; if it ended
+        at once, what is queued would wait for the next message.
+        """
+        if _uncancel():
+            self._leaving.add(asyncio.current_task())
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -151,6 +168,8 @@ class Runner:
                 if streak >= _STREAK:
                     streak = 0
                     await asyncio.sleep(0)
+            if asyncio.current_task() in self._leaving:
+                return
             idle = loop.create_future()
             self._idle.append(idle)
             await idle
@@ -240,7 +259,7 @@ class Runner:
             if self._closing:
                 raise
             # The handler cancelled itself: that is its failure, not ours.
-            _uncancel()
+            self._outlive_cancellation()
             return error, delivery
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -426,8 +445,11 @@ async def _result(future: asyncio.Future[Any]) -> Any:
     return value
 
 
-def _uncancel() -> None:
-    """Undo all requests to cancel the current task."""
+def _uncancel() -> bool:
+    """Undo all requests to cancel the current task; return whether there were any."""
     task = asyncio.current_task()
-    while task is not None and task.uncancel():
+    if task is None or not task.cancelling():
+        return False
+    while task.uncancel():
         pass
+    return True

@@ -145,6 +145,9 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], prefix: Path, origin:
         return f"{dotted}{where}: {'it should be a text; put it in quotes' if 'string' in message else 'not legal'}"
     if "valid string" in message:
         message += "; put it in quotes"
+    if detail["type"] in ("dict_type", "model_type", "mapping_type"):
+        # A text where a section should be may be anything, a password among it.
+        return f"{dotted}{where}: it should be a mapping of keys to values"
     if detail["type"] == "value_error" or not isinstance(value, (str, int, float)):
         return _printable(f"{dotted}{where}: {redact(message)}").removeprefix(": ")
     shown = repr(value if not isinstance(value, int) or abs(value) < 10**20 else float("inf"))

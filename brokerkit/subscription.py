@@ -16,7 +16,7 @@ from brokerkit.names import TagFilter
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import HandlerSpec
 from brokerkit.runner import CRASHED, Runner
-from brokerkit.spi import ConsumerOptions, Inbound
+from brokerkit.spi import Capability, ConsumerOptions, Inbound
 from brokerkit.suspects import Suspects
 
 if TYPE_CHECKING:
@@ -115,14 +115,12 @@ class Subscription:
             broadcast=self.broadcast,
             native=next(iter(self._runners.values())).spec.native,
         )
-        self._adopt(await self._open_consumer(options))
         self._lanes = Lanes() if ordered else None
-        try:
-            for runner in self._runners.values():
-                self._check_policy(runner)
-        except BaseException:
-            await self.consumer.aclose()
-            raise
+        await self._worker.link.connection()
+        # Before the broker is asked for anything.
+        for runner in self._runners.values():
+            self._check_policy(runner)
+        self._adopt(await self._open_consumer(options))
         self._open = True
         if not self.paused:
             self._start_intake()
@@ -135,22 +133,23 @@ class Subscription:
         self.fate.on_sent = self.after
 
     def _check_policy(self, runner: Runner) -> None:
+        offers = self._worker.link.capabilities(self.topic)
         policy = runner.policy
         where = f"handler {runner.name} of topic {self.topic!r}"
-        if not self.consumer.can_bury and policy.exhausted == "dead" and not self.broadcast:
+        if Capability.DEAD_LETTER not in offers and policy.exhausted == "dead" and not self.broadcast:
             raise CapabilityNotSupported(
                 f"{where}: this connection has no dead letters; give "
                 f"retry=RetryPolicy(exhausted='requeue') or use another backend",
                 topic=self.topic,
             )
-        held = self._lanes is not None or self.broadcast or not self.consumer.can_delay
+        held = self._in_place or Capability.DELAYED_SEND not in offers
         if held and policy.max_delay > MAX_HELD_DELAY and policy.max_attempts > 1:
             raise ConfigurationError(
                 f"{where}: retries wait in memory here, at most {MAX_HELD_DELAY:g} s; "
                 f"max_delay is {policy.max_delay:g}",
                 topic=self.topic,
             )
-        if self._lanes is not None and not self.consumer.counts_starts and self._worker.store is None:
+        if self._lanes is not None and Capability.START_MARKS not in offers and self._worker.store is None:
             log.warning(
                 "%s: without an idempotency store a crash is not counted as an attempt in an ordered group", where
             )

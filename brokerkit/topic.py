@@ -20,16 +20,19 @@ class Group:
     """Consumers that share one copy of each message of a topic.
 
     ``tag`` is the subscription (``*`` or ``a||b``), ``ordered`` keeps messages of one key in order, ``start``
-    is where a new group begins: ``latest`` or ``earliest``.
+    is where a new group begins: ``latest`` or ``earliest``.  None says nothing: another declaration, or the
+    configuration, may; else it is ``*``, unordered and ``latest``.
     """
 
     __slots__ = ("name", "ordered", "start", "tag")
 
-    def __init__(self, name: str, tag: str = "*", ordered: bool = False, start: str = "latest") -> None:
-        if start not in _STARTS:
+    def __init__(
+        self, name: str, tag: str | None = None, ordered: bool | None = None, start: str | None = None
+    ) -> None:
+        if start not in (None, *_STARTS):
             raise ConfigurationError(f"group {name!r}: start is 'latest' or 'earliest', not {start!r}")
         self.name = name
-        self.tag = TagFilter(tag).expression
+        self.tag = TagFilter(tag).expression if tag is not None else None
         self.ordered = ordered
         self.start = start
 

@@ -6,7 +6,7 @@ may repeat each other and never contradict each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ class Topology(Mapping[str, TopicSpec]):
             if topic.ordered:
                 _say_ordered(entry, True)
             for group in topic.groups:
-                said = {"tag": group.tag, "ordered": group.ordered or None, "start": group.start}
+                said = {"tag": group.tag, "ordered": group.ordered, "start": group.start}
                 _say_group(entry, group.name, said)
         return self[topic.name]
 
@@ -126,10 +126,6 @@ class Topology(Mapping[str, TopicSpec]):
         else:
             entry.spec = old.spec
         self._entries[name] = entry
-
-    def topics_of(self, names: Iterable[str]) -> list[TopicSpec]:
-        """Return the specs of ``names``."""
-        return [self._entries[name].spec for name in names]
 
 
 def _say_ordered(entry: _Entry, ordered: bool) -> None:
@@ -171,13 +167,13 @@ def _say_group(entry: _Entry, name: str, given: Mapping[str, Any], native: Mappi
             topic=topic,
         )
     # Group checks the parts: a wrong start is refused.
-    part = Group(name, said.get("tag", "*"), said.get("ordered", entry.spec.ordered), said.get("start", "latest"))
+    part = Group(name, said.get("tag"), said.get("ordered"), said.get("start"))
     old = entry.spec.groups.get(name)
     spec = GroupSpec(
         name=name,
-        tag=part.tag,
-        ordered=part.ordered or entry.spec.ordered,
-        start=part.start,
+        tag=part.tag or "*",
+        ordered=bool(part.ordered) or entry.spec.ordered,
+        start=part.start or "latest",
         native=native if native is not None else (old.native if old else {}),
     )
     if spec != old:

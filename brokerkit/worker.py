@@ -47,6 +47,7 @@ class Worker:
         policy_of: Callable[[HandlerSpec], RetryPolicy],
         new_id: Callable[[], str],
         store: IdempotencyStore | None = None,
+        owns_store: bool = True,
         claim_lease: float = 30.0,
     ) -> None:
         self.link = link
@@ -56,6 +57,8 @@ class Worker:
         self.hooks = hooks
         self.new_id = new_id
         self.store = store
+        #: Whether nobody else uses the store, so that it closes with the worker.
+        self._owns_store = owns_store
         self.claim_lease = claim_lease
         self.deadlines = DeadlineTable(link.clock)
         self.follow_ups = FollowUps(producer)
@@ -244,5 +247,5 @@ class Worker:
         self._watchdog.stop()
         self.deadlines.close()
         self._end_executors()
-        if self.store is not None:
+        if self.store is not None and self._owns_store:
             await self.store.aclose()

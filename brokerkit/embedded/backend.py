@@ -11,7 +11,7 @@ from brokerkit.embedded.settings import EmbeddedSettings, parse_settings
 from brokerkit.embedded.store import Store
 from brokerkit.embedded.url import Location, parse_url
 from brokerkit.errors import BrokerError
-from brokerkit.spi import Capability, Clock, ConnectOptions
+from brokerkit.spi import Capability, ConnectOptions
 
 __all__ = ["EmbeddedBackend"]
 
@@ -36,12 +36,13 @@ class EmbeddedBackend:
         """
         location = parse_url(options.url)
         settings = parse_settings(options.section, location.query)
-        store = self.make_store(location, settings, options.clock)
+        store = self.make_store(location, settings, options)
         await store.open()
         return self.connection_class(store, settings, options, lambda topic: self.offers(store, topic))
 
-    def make_store(self, location: Location, settings: EmbeddedSettings, clock: Clock) -> Store:
+    def make_store(self, location: Location, settings: EmbeddedSettings, options: ConnectOptions) -> Store:
         """Return the store at ``location``, not opened yet."""
+        clock = options.clock
         if location.memory is not None:
             if location.memory:
                 return MemoryStore.named(location.memory, settings, clock)
@@ -49,7 +50,8 @@ class EmbeddedBackend:
         # Here, because a program that stays in memory needs no SQLite.
         from brokerkit.embedded.sqlite import SqliteStore
 
-        return SqliteStore(Path(location.path or settings.path), settings=settings, clock=clock)
+        path = Path(location.path or settings.path)
+        return SqliteStore(path, settings=settings, clock=clock, attempt_timeout=options.attempt_timeout)
 
     def offers(self, store: Store, topic: str) -> frozenset[Capability]:
         """Return what a connection to ``store`` offers for ``topic``."""

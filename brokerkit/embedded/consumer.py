@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 
 from brokerkit.embedded.store import Claimant, Store
-from brokerkit.errors import Closed
+from brokerkit.errors import BrokerUnavailable, Closed
 from brokerkit.spi import Clock, Inbound, Outbound, wait
 
 __all__ = ["EmbeddedConsumer", "EmbeddedDeadLetters", "EmbeddedInbox"]
+
+_log = logging.getLogger("brokerkit.embedded")
 
 #: A store in memory answers without suspending; after so many claims the loop gets its turn.
 _YIELD_EVERY = 16
@@ -238,6 +241,8 @@ class EmbeddedConsumer:
             if self._claiming is not None:
                 await asyncio.wait((self._claiming,))
             await self._store.detach(self._claimant.owner)
+        except BrokerUnavailable as error:
+            _log.warning("a consumer of %s gave nothing back, its leases end by time: %s", self._claimant.topic, error)
         finally:
             self._on_close(self)
 

@@ -288,7 +288,7 @@ class MemoryStore:
             _, group = self._look(claimant)
             entry = group.leases.get(message.token) if group is not None else None
             if entry is not None:
-                entry.started = True
+                entry.marked = True
 
     # --- consumers ----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from brokerkit.spi import Clock
 __all__ = ["Grave", "Neighbours"]
 
 _SUFFIX = ".owner"
+#: What the file of a store is called; anything else in the directory is somebody else's.
+_OWNER = re.compile(r"([0-9a-f]{16})\.owner")
 #: Seconds between two looks at who died.
 _LOOK = 1.0
 
@@ -64,10 +67,10 @@ class Neighbours:
         finally:
             mutex.release()
         try:
-            names = [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]
+            names = os.listdir(self._directory)
         except OSError:
             return []
-        present = {int(name[: -len(_SUFFIX)], 16) for name in names}
+        present = {int(found[1], 16) for found in map(_OWNER.fullmatch, names) if found}
         graves = [Grave(number, self._file(number)) for number in (present | known) - {self.my_number}]
         # Without a file nobody can hold its lock: it was removed, or lost with the power.
         return [grave for grave in graves if grave.number not in present or grave.take_over()]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from brokerkit.embedded.store import Store
-from brokerkit.errors import BrokerError, Closed, SendTimeout
+from brokerkit.errors import BrokerError, Closed
 from brokerkit.spi import ConnectOptions, Outbound, wait
 
 __all__ = ["EmbeddedProducer"]
@@ -16,61 +16,43 @@ _YIELD_EVERY = 64
 
 
 class EmbeddedProducer:
-    """A `brokerkit.spi.ProducerDriver` on a `Store`."""
+    """A `brokerkit.spi.ProducerDriver` on a `Store`, which bounds the time of each send itself."""
 
     def __init__(self, store: Store, options: ConnectOptions, on_close: Callable[[EmbeddedProducer], None]) -> None:
         self._store = store
+        self._persistent = store.persistent
         self._clock = options.clock
         self._attempt_timeout = options.attempt_timeout
         self._on_close = on_close
         self._closed = False
         self._sends = 0
-        #: Sends that a file has not answered yet.
-        self._pending: set[asyncio.Task[list[BrokerError | None]]] = set()
+        #: Sends that the store has not answered yet, and who waits for their end.
+        self._under_way = 0
+        self._answered: asyncio.Future[None] | None = None
 
     async def send(self, messages: Sequence[Outbound]) -> Sequence[BrokerError | None]:
         if self._closed:
             raise Closed("the producer is closed", backend="embedded")
-        if self._store.persistent:
-            return await self._send_in_time(messages)
-        outcomes = await self._store.send(messages)
-        self._sends += 1
-        if not self._sends % _YIELD_EVERY:
-            await self._clock.sleep(0)
+        self._under_way += 1
+        try:
+            outcomes = await self._store.send(messages)
+        finally:
+            self._under_way -= 1
+            if self._answered is not None and not self._under_way and not self._answered.done():
+                self._answered.set_result(None)
+        if not self._persistent:
+            self._sends += 1
+            if not self._sends % _YIELD_EVERY:
+                await self._clock.sleep(0)
         return outcomes
-
-    async def _send_in_time(self, messages: Sequence[Outbound]) -> Sequence[BrokerError | None]:
-        # A task of its own: the commit goes on when the caller is cancelled or has waited long enough.
-        task = asyncio.ensure_future(self._store.send(messages))
-        self._pending.add(task)
-        task.add_done_callback(self._pending.discard)
-        if await wait(self._clock, task, self._attempt_timeout):
-            return task.result()
-        task.add_done_callback(_look_at)
-        return [
-            SendTimeout(
-                f"the file did not take the message within {self._attempt_timeout:g} s; it may be stored later",
-                topic=getattr(message.destination, "topic", None),
-                backend="embedded",
-            )
-            for message in messages
-        ]
 
     async def aclose(self) -> None:
         if self._closed:
             return
         self._closed = True
         try:
-            if self._pending:
-                answered = asyncio.gather(*self._pending, return_exceptions=True)
-                if not await wait(self._clock, answered, self._attempt_timeout):
-                    answered.cancel()
-                    await asyncio.wait((answered,))
+            if self._under_way:
+                self._answered = asyncio.get_running_loop().create_future()
+                await wait(self._clock, self._answered, self._attempt_timeout)
         finally:
             self._on_close(self)
-
-
-def _look_at(task: asyncio.Task[list[BrokerError | None]]) -> None:
-    # Nobody waits for the outcome any more; asyncio would report an exception that was never looked at.
-    if not task.cancelled():
-        task.exception()

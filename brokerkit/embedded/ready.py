@@ -67,14 +67,17 @@ class Record:
 class Entry:
     """A record in one group from its first claim on."""
 
-    __slots__ = ("owner", "record", "redelivered", "started", "until")
+    __slots__ = ("marked", "owner", "record", "redelivered", "started", "starts", "until")
 
     def __init__(self, record: Record, owner: str | None, until: float) -> None:
         self.record = record
         self.owner = owner
         self.until = until
         self.redelivered = False
+        #: Whether a handler was started under the lease that holds now, under the one before, and how often in all.
+        self.marked = False
         self.started = False
+        self.starts = 0
 
 
 def inbound(entry: Entry, topic: str, group: str, token: int | None) -> Inbound:
@@ -98,7 +101,7 @@ def inbound(entry: Entry, topic: str, group: str, token: int | None) -> Inbound:
     message.reply_to = record.reply_to
     message.redelivered = entry.redelivered
     message.started = entry.started
-    message.native_attempt = 1
+    message.native_attempt = 1 + entry.starts
     message.token = token
     message.native = None
     return message

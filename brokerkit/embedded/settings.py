@@ -28,7 +28,10 @@ class EmbeddedSettings(BaseModel):
         default=7 * 86400.0, ge=0, description="How long messages stay readable for groups that begin at the earliest."
     )
     retention_bytes: int = Field(
-        default=1 << 30, ge=0, description="How many bytes of settled messages a topic keeps for such groups."
+        default=1 << 30,
+        ge=0,
+        description="While the file is larger, settled messages are removed, oldest first, however young they are. "
+        "In memory: how many bytes of them each topic keeps.",
     )
     retention_messages: int = Field(
         default=10_000, ge=0, description="How many settled messages a topic in memory keeps for such groups."

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from brokerkit.embedded import groups
 from brokerkit.embedded.audience import Audience, Subscriber
@@ -56,6 +56,11 @@ class StoreFile:
     Beside ``path`` lie ``<path>-lock``, the lock of whoever writes, and the directory ``<path>-run``: a file per
     living store with its start marks, and its socket.
     """
+
+    #: The files that are open in this process; a fork copies their descriptors, whoever called it.
+    _living: ClassVar[weakref.WeakSet[StoreFile]] = weakref.WeakSet()
+    _hooked: ClassVar[bool] = False
+    _hooking: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, path: Path, settings: EmbeddedSettings, clock: Clock, attempt_timeout: float) -> None:
         """Open the file; raise `BlockingIOError` while another process or program has it locked."""
@@ -126,7 +131,12 @@ class StoreFile:
             age=settings.retention_age,
             size=settings.retention_bytes,
         )
-        _leak_in_child(self)
+        with StoreFile._hooking:
+            if not StoreFile._hooked:
+                # Once for the process: a hook cannot be taken back.
+                StoreFile._hooked = True
+                os.register_at_fork(after_in_child=StoreFile._abandon_all)
+            StoreFile._living.add(self)
 
     def check_process(self) -> None:
         """Raise `Closed` in the child of a fork."""
@@ -140,9 +150,9 @@ class StoreFile:
 
     async def do(self, operation: Operation) -> Any:
         """Run the operation and return its result."""
-        await self.writer.submit(operation)
-        if operation.error is not None:
-            raise map_sqlite_error(operation.error, self.path)
+        error = await self.writer.submit(operation)
+        if error is not None:
+            raise map_sqlite_error(error, self.path)
         return operation.result
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -272,6 +282,8 @@ class StoreFile:
             )
         except (sqlite3.Error, BrokerError):
             returned = False  # the neighbours do it when they notice that this store is gone
+        with StoreFile._hooking:
+            StoreFile._living.discard(self)
         ended = self.writer.close()
         self._socket.close()
         self.starts.close(remove=returned)
@@ -290,13 +302,10 @@ class StoreFile:
         self.starts.abandon()
         self._socket.abandon()
 
-
-def _leak_in_child(file: StoreFile) -> None:
-    reference = weakref.ref(file)
-
-    def in_child() -> None:
-        inherited = reference()
-        if inherited is not None:
-            inherited.abandon()
-
-    os.register_at_fork(after_in_child=in_child)
+    @classmethod
+    def _abandon_all(cls) -> None:
+        # Another thread of the parent may have held the lock when it forked.
+        cls._hooking = threading.Lock()
+        for file in tuple(cls._living):
+            file.abandon()
+        cls._living.clear()

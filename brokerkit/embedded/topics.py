@@ -79,7 +79,9 @@ class Group:
         entry = self.leases.pop(token, None)
         if entry is not None:
             entry.redelivered = True
-            entry.started = entry.started and started
+            entry.started = entry.marked and started
+            entry.starts += entry.started
+            entry.marked = False
             entry.owner = None
             self.ready.put_back(entry)
             return True

@@ -43,18 +43,19 @@ def parse_url(url: str | None) -> Location:
     place, _, text = rest.partition("?")
     query = _parse_query(text)
     place = unquote(place)
+    # The place is never quoted: of another kind of URL it may hold a password.
     if scheme == "memory":
         if "/" in place:
             raise ConfigurationError(
-                f"malformed URL 'memory://{place}': write memory://name, without a further slash", backend="embedded"
+                "malformed memory URL: write memory://name, without a further slash", backend="embedded"
             )
         return Location(memory=place, query=query)
     if place in ("", "/"):
         return Location(query=query)
     if not place.startswith("/"):
         raise ConfigurationError(
-            f"malformed URL 'sqlite://{place}': write three slashes for a relative path (sqlite:///{place}) "
-            f"and four for an absolute one",
+            "malformed sqlite URL: write three slashes for a relative path (sqlite:///broker.db) "
+            "and four for an absolute one",
             backend="embedded",
         )
     if place == "/:memory:":

@@ -13,17 +13,17 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from brokerkit.embedded.filelock import FileLock
-from brokerkit.embedded.operation import MAX_BYTES, MAX_WEIGHT, Operation
+from brokerkit.embedded.operation import Operation, Queued
 from brokerkit.embedded.transaction import Transaction
+from brokerkit.embedded.waiting import WaitingRoom, deliver, locked
 from brokerkit.errors import BrokerError, BrokerUnavailable, Closed
-from brokerkit.spi import Clock, Timer
+from brokerkit.spi import Clock
 
 __all__ = ["GroupCommit"]
 
@@ -59,8 +59,10 @@ class GroupCommit:
         self._synchronous: bool | None = None
         self._clock = clock
         self._timeout = attempt_timeout
-        self._pending: deque[Operation] = deque()
+        self._waiting = WaitingRoom(path, clock, attempt_timeout)
         self._scheduled: set[asyncio.AbstractEventLoop] = set()
+        #: When the latest turn began in which something was submitted.
+        self._turn = 0.0
         #: Held by whoever uses the connection.
         self.mutex = threading.Lock()
         # Average seconds of a commit that waits for the disk.
@@ -69,17 +71,18 @@ class GroupCommit:
         self._handed_over = False
         self._closed = False
         self._thread: threading.Thread | None = None
-        #: Since when the thread waits for the file.
-        self._waiting: float | None = None
-        self._watchdogs: dict[asyncio.AbstractEventLoop, Timer] = {}
         # Never set: a thread rests on it between two tries.
         self._pause = threading.Event()
         self._pid = os.getpid()
 
     # --- submitting ---------------------------------------------------------------------------------------------
 
-    def submit(self, operation: Operation) -> asyncio.Future[Any]:
-        """Queue the operation; its result comes through the future, on the running loop."""
+    def submit(self, operation: Queued) -> asyncio.Future[BaseException | None]:
+        """Queue the operation; the future gets its error, None when its result is there.
+
+        It has an answer after ``attempt_timeout``: `BrokerUnavailable` when it surely was not done, `SendTimeout`
+        for what was to be durable and may be done later.
+        """
         if os.getpid() != self._pid:
             raise Closed(
                 "this store was opened by the parent process; open a connection of your own after a fork",
@@ -89,80 +92,72 @@ class GroupCommit:
             raise Closed("the embedded broker's file was closed", backend="embedded")
         loop = asyncio.get_running_loop()
         operation.loop = loop
-        operation.future = loop.create_future()
-        self._pending.append(operation)
+        operation.future = future = loop.create_future()
         if loop not in self._scheduled:
             self._scheduled.add(loop)
+            self._turn = self._clock.monotonic()
             # At the end of this turn of the loop: all who send in the same turn share the transaction.
             loop.call_soon(self._flush, loop)
-        return operation.future
+        operation.since = self._turn
+        self._waiting.pending.append(operation)
+        return future
 
     def call(self, apply: Callable[[Transaction], Any], *, timeout: float | None = None) -> Any:
         """Run one operation in the calling thread, which is not an event loop's.
 
-        With a ``timeout`` raise `BrokerUnavailable` when the file was not free in that time.
+        Raise `BrokerUnavailable` when the file was not free in ``timeout`` seconds, ``attempt_timeout`` without one.
         """
         operation = Operation(apply, durable=False)
-        with self._use(timeout):
-            self._acquire(timeout)
+        self._acquire(timeout)
+        try:
             self._run_and_unlock([operation], patient=True)
+        finally:
+            self.mutex.release()
         if operation.error is not None:
             raise operation.error
         return operation.result
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep everybody from writing.  For a thread that is not an event loop's."""
-        with self._use(None):
-            self._acquire(None)
-            try:
-                yield
-            finally:
-                self.lock.release()
-
-    @contextmanager
-    def _use(self, timeout: float | None) -> Iterator[None]:
-        """Hold the connection; raise `BrokerUnavailable` when it was not free in time."""
-        if not self.mutex.acquire(timeout=-1 if timeout is None else timeout):
-            raise self._locked(timeout or 0.0)
+        """Keep everybody from writing.  For a thread that is not an event loop's; raise `BrokerUnavailable`."""
+        self._acquire(None)
         try:
             yield
         finally:
+            self.lock.release()
             self.mutex.release()
 
     def _acquire(self, timeout: float | None) -> None:
-        if timeout is None:
-            self.lock.acquire()
-            return
-        tries_left = int(timeout / _RETRY)
-        while not self.lock.try_acquire():
-            if not tries_left:
-                raise self._locked(timeout)
-            tries_left -= 1
-            self._pause.wait(_RETRY)
-
-    def _locked(self, seconds: float) -> BrokerUnavailable:
-        return BrokerUnavailable(
-            f"{self._path} was locked by another process for more than {seconds:g} s", backend="embedded"
-        )
+        """Take the connection and the file, both or none."""
+        seconds = self._timeout if timeout is None else timeout
+        # Never the connection alone for longer than a look: the event loops need it, to notice that they must wait.
+        for _ in range(int(seconds / _RETRY) + 1):
+            if self.mutex.acquire(timeout=_RETRY):
+                if self.lock.try_acquire():
+                    return
+                self.mutex.release()
+                self._pause.wait(_RETRY)
+        raise locked(self._path, seconds)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled.discard(loop)
         with self._state:
             handed_over = self._handed_over
         if handed_over:
-            self._watch(loop, self._timeout)
+            self._waiting.watch(loop)
             return
-        if not self._pending:
+        pending = self._waiting.pending
+        if not pending:
             return
-        slow = self._cost > _FAST and any(operation.durable for operation in self._pending)
+        slow = self._cost > _FAST and any(operation.durable for operation in tuple(pending))
         if slow or not self.mutex.acquire(blocking=False):
             self._hand_over(loop)
             return
-        done: list[Operation] = []
+        done: list[Queued] = []
+        batch: list[Queued] = []
         free = True
         try:
-            batch = self._probe(self._take(), done)
+            batch = self._probe(self._waiting.take(), done)
             if batch:
                 free = self.lock.try_acquire()
                 if free:
@@ -170,15 +165,20 @@ class GroupCommit:
                 if free:
                     done += batch
                 else:
-                    self._pending.extendleft(reversed(batch))
+                    self._waiting.put_back(batch)
         finally:
             self.mutex.release()
-        self._deliver(done, loop)
+        deliver(done, loop)
         if not free:
             self._hand_over(loop)
-        elif self._pending and loop not in self._scheduled:
+            self._waiting.watch_others(batch, loop)
+        elif pending and loop not in self._scheduled:
             self._scheduled.add(loop)
             loop.call_soon(self._flush, loop)
+
+    def unwatch(self) -> None:
+        """Cancel the timer of the running loop."""
+        self._waiting.unwatch()
 
     # --- the writer thread --------------------------------------------------------------------------------------
 
@@ -189,59 +189,27 @@ class GroupCommit:
                 self._thread = threading.Thread(target=self._work, name=f"brokerkit {self._path.name}", daemon=True)
                 self._thread.start()
             self._state.notify()
-        self._watch(loop, self._timeout)
+        self._waiting.watch(loop)
 
     def _work(self) -> None:
         while True:
             with self._state:
-                while not self._pending:
+                while not self._waiting.pending:
                     self._handed_over = False
                     if self._closed:
                         return
                     self._state.wait()
-            done: list[Operation] = []
+            done: list[Queued] = []
             with self.mutex:
-                batch = self._probe(self._take(), done)
+                batch = self._probe(self._waiting.take(), done)
                 if batch:
                     # What waits for the file can still be cancelled or time out, and more gathers meanwhile.
-                    self._pending.extendleft(reversed(batch))
-                    self._waiting = self._clock.monotonic()
+                    self._waiting.put_back(batch)
                     self.lock.acquire()
-                    self._waiting = None
-                    batch = self._take()
+                    batch = self._waiting.take()
                     self._run_and_unlock(batch, patient=True)
                     done += batch
-            self._deliver(done, None)
-
-    def _watch(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        if loop not in self._watchdogs:
-            self._watchdogs[loop] = self._clock.call_later(seconds, lambda: self._bark(loop))
-
-    def _bark(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Fail what is pending when the thread has waited too long for the file."""
-        del self._watchdogs[loop]
-        waiting = self._waiting
-        if waiting is None:
-            return
-        left = waiting + self._timeout - self._clock.monotonic()
-        if left > 0:
-            self._watch(loop, left)
-            return
-        overdue: list[Operation] = []
-        while self._pending:
-            try:
-                operation = self._pending.popleft()
-            except IndexError:
-                break
-            operation.error = self._locked(self._timeout)
-            overdue.append(operation)
-        self._deliver(overdue, loop)
-
-    def unwatch(self) -> None:
-        """Cancel the timer of the running loop."""
-        timer = self._watchdogs.pop(asyncio.get_running_loop(), None)
-        if timer is not None:
-            timer.cancel()
+            deliver(done, None)
 
     def close(self) -> bool:
         """Finish what is pending and end the thread; return whether it ended.  Blocks: not for an event loop."""
@@ -254,26 +222,7 @@ class GroupCommit:
 
     # --- transactions -------------------------------------------------------------------------------------------
 
-    def _take(self) -> list[Operation]:
-        """Take the next operations off the queue, as many as fit into one transaction."""
-        batch: list[Operation] = []
-        weight = size = 0
-        pending = self._pending
-        while pending:
-            try:
-                operation = pending.popleft()
-            except IndexError:
-                break
-            weight += operation.weight
-            size += operation.size
-            if batch and (weight > MAX_WEIGHT or size > MAX_BYTES):
-                pending.appendleft(operation)
-                break
-            if operation.future is None or not operation.future.cancelled():
-                batch.append(operation)
-        return batch
-
-    def _probe(self, batch: list[Operation], done: list[Operation]) -> list[Operation]:
+    def _probe(self, batch: list[Queued], done: list[Queued]) -> list[Queued]:
         """Move to ``done`` what needs no transaction, and return the rest; all or nothing, to keep the order."""
         if any(operation.probe is None for operation in batch):
             return batch
@@ -291,8 +240,12 @@ class GroupCommit:
         done += batch
         return []
 
-    def _run_and_unlock(self, batch: list[Operation], *, patient: bool) -> bool:
-        """Run the operations and give the file to the next; return whether another program allowed it."""
+    def _run_and_unlock(self, batch: list[Queued], *, patient: bool) -> bool:
+        """Run the operations and give the file to the next; return whether another program allowed it.
+
+        A ``patient`` caller is not an event loop's thread: it waits for the other program, and what was taken out
+        meanwhile is no longer in ``batch``.
+        """
         finished: list[Transaction] = []
         try:
             if batch and not self._run(batch, finished, patient=patient):
@@ -305,12 +258,22 @@ class GroupCommit:
                 self._committed(transaction)
         return True
 
-    def _run(self, batch: list[Operation], finished: list[Transaction], *, patient: bool) -> bool:
+    def _run(self, batch: list[Queued], finished: list[Transaction], *, patient: bool) -> bool:
+        if not patient:
+            return self._run_together(batch, finished, patient=False)
+        self._waiting.prepare(batch)
+        try:
+            return self._run_together(batch, finished, patient=True)
+        finally:
+            self._waiting.end()
+
+    def _run_together(self, batch: list[Queued], finished: list[Transaction], *, patient: bool) -> bool:
         """Run the operations in one transaction; when that fails, each in one of its own.
 
         Return False, with nothing done, when another program has SQLite's lock and the caller is not ``patient``.
         """
         connection = self._connection
+        transaction: Transaction | None = None
         try:
             durable = self._full_sync and any(operation.durable for operation in batch)
             if durable is not self._synchronous:
@@ -319,6 +282,8 @@ class GroupCommit:
             transaction = self._begin_transaction(patient=patient)
             if transaction is None:
                 return False
+            if patient:
+                self._waiting.begin(batch)
             for operation in batch:
                 try:
                     operation.result = operation.apply(transaction)
@@ -337,15 +302,22 @@ class GroupCommit:
                 for operation in batch:
                     operation.error = Closed("the process was interrupted", backend="embedded")
                 raise
-            if len(batch) > 1:
+            if len(batch) == 1 or transaction is None:
                 for operation in batch:
-                    if not self._run([operation], finished, patient=patient):
-                        operation.error = BrokerUnavailable(f"{self._path} is locked by another program")
+                    operation.error = error
             else:
-                batch[0].error = error
+                self._run_each(batch, finished, patient=patient)
             return True
         finished.append(transaction)
         return True
+
+    def _run_each(self, batch: list[Queued], finished: list[Transaction], *, patient: bool) -> None:
+        for operation in batch:
+            alone = [operation]
+            if not self._run_together(alone, finished, patient=patient):
+                operation.error = BrokerUnavailable(f"{self._path} is locked by another program")
+            elif not alone:
+                operation.error = locked(self._path, self._timeout)
 
     def _begin_transaction(self, *, patient: bool) -> Transaction | None:
         # Tries are counted, not timed: a thread cannot wait on a clock that a test stops.
@@ -359,22 +331,3 @@ class GroupCommit:
                 break
             self._pause.wait(_RETRY)
         return None
-
-    def _deliver(self, done: Sequence[Operation], running: asyncio.AbstractEventLoop | None) -> None:
-        away: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
-        for operation in done:
-            if operation.loop is running or operation.loop is None:
-                operation.deliver()
-            else:
-                away.setdefault(operation.loop, []).append(operation)
-        for loop, operations in away.items():
-            try:
-                loop.call_soon_threadsafe(_deliver_all, operations)
-            except RuntimeError:
-                # The loop was closed with calls under way: nobody waits for them.
-                continue
-
-
-def _deliver_all(operations: Sequence[Operation]) -> None:
-    for operation in operations:
-        operation.deliver()

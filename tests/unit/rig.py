@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from brokerkit.admin import DeadLetter
 from brokerkit.embedded.backend import EmbeddedBackend
@@ -121,7 +121,7 @@ class Rig:
         )
         self.manager.on_error(self.events.append)
 
-    async def __aenter__(self) -> Rig:
+    async def __aenter__(self) -> Self:
         self.before = asyncio.all_tasks()
         await self.manager.connect()
         return self

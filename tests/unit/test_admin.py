@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from .rig import Rig
 T = Topic("t", bytes, groups=["g", "other"])
 
 
-async def bury(rig: Rig, count: int, **options: object) -> list[str]:
+async def bury(rig: Rig, count: int, **options: Any) -> list[str]:
     """Make ``count`` dead letters of group g; return their ids."""
 
     async def fail(message: Message) -> None:
@@ -26,7 +27,7 @@ async def bury(rig: Rig, count: int, **options: object) -> list[str]:
 
     rig.manager.add_handler(T, fail, group="g", retry=RetryPolicy(max_attempts=1), prefetch=200)
     await rig.manager.start()
-    ids = [await rig.manager.send(T, b"%d" % number, **options) for number in range(count)]  # type: ignore[arg-type]
+    ids = [await rig.manager.send(T, b"%d" % number, **options) for number in range(count)]
     await rig.clock.advance(1)
     assert len(await rig.manager.admin.dead_letters("t", "g", limit=1000)) == count
     await rig.manager.stop(0)

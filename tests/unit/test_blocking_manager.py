@@ -184,6 +184,22 @@ def test_deliveries_may_be_closed_after_the_manager(manager: Manager, jobs: Topi
             deliveries.receive(0)
 
 
+def test_a_delivery_settled_after_close_is_stale_and_comes_again(manager: Manager, jobs: Topic[dict[str, int]]) -> None:
+    manager.send_many(jobs, [{"n": 1}, {"n": 2}])
+    deliveries = manager.consume(jobs)
+    first, second = deliveries.receive(10), deliveries.receive(10)
+    assert first is not None and second is not None
+    manager.close()
+
+    assert first.stale
+    first.ack()
+    with second:
+        pass
+
+    with manager:
+        assert manager.monitor.stats(jobs, "workers").ready == 2
+
+
 def test_send_many_reports_each_message(manager: Manager, jobs: Topic[dict[str, int]]) -> None:
     outcomes = manager.send_many("jobs", [{"n": 1}, object(), {"n": 3}])
 
@@ -435,7 +451,7 @@ def test_run_in_the_main_thread_drains_on_a_signal_and_restores_the_handlers(
     def slow(body: bytes) -> None:
         steps.append("began")
         os.kill(os.getpid(), number)
-        eventually_sync(lambda: manager.aio._worker is None, what="the drain began")
+        eventually_sync(lambda: manager.aio._closed, what="the drain began")
         steps.append("finished")
 
     def mine(number: int, frame: FrameType | None) -> None:
@@ -466,7 +482,7 @@ def test_the_second_signal_stops_without_waiting(manager: Manager) -> None:
     def send_signals() -> None:
         began.wait(10)
         os.kill(os.getpid(), signal.SIGTERM)
-        eventually_sync(lambda: manager.aio._worker is None, what="the drain began")
+        eventually_sync(lambda: manager.aio._closed, what="the drain began")
         os.kill(os.getpid(), signal.SIGTERM)
 
     manager.admin.declare("jobs", "g")

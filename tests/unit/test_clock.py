@@ -43,7 +43,7 @@ def a_future() -> asyncio.Future[Any]:
 
 
 def callbacks_of(future: asyncio.Future[Any]) -> list[Any]:
-    return list(future._callbacks or ())  # type: ignore[attr-defined]
+    return list(future._callbacks or ())
 
 
 async def started(task: asyncio.Task[Any]) -> None:

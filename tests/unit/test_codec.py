@@ -122,8 +122,27 @@ garbage = st.binary(max_size=40) | st.sampled_from(
 
 @pytest.mark.parametrize(
     "type_",
-    [str, Any, int, float, Order, Point, Person, Pet, list[int], dict[str, Any], Order | None, uuid.UUID, datetime]
-    + [Colour, Short, Literal["a"], Colour | None, Short | int, Cat | bytes],
+    [
+        str,
+        Any,
+        int,
+        float,
+        Order,
+        Point,
+        Person,
+        Pet,
+        list[int],
+        dict[str, Any],
+        Order | None,
+        uuid.UUID,
+        datetime,
+        Colour,
+        Short,
+        Literal["a"],
+        Colour | None,
+        Short | int,
+        Cat | bytes,
+    ],
     ids=str,
 )
 def test_garbage_is_a_decode_error_and_nothing_else(type_: Any) -> None:
@@ -192,7 +211,9 @@ class UnresolvedPoint:
 
 
 @pytest.mark.parametrize(
-    "type_", [Unresolved, list[Unresolved], UnresolvedPoint, Unresolved | None, memoryview, 5, "list[", "Missing"], ids=str
+    "type_",
+    [Unresolved, list[Unresolved], UnresolvedPoint, Unresolved | None, memoryview, 5, "list[", "Missing"],
+    ids=str,
 )
 def test_a_type_that_no_body_fits_is_refused_before_the_first_body(type_: Any) -> None:
     with pytest.raises(ConfigurationError, match="no body can be decoded into"):
@@ -208,7 +229,9 @@ loop.append(loop)
 
 
 @pytest.mark.parametrize(
-    "payload", ["\ud800", {"a": "\ud800"}, object(), {1: object()}, loop, len, [b"\xff"], type], ids=lambda one: type(one)
+    "payload",
+    ["\ud800", {"a": "\ud800"}, object(), {1: object()}, loop, len, [b"\xff"], type],
+    ids=lambda one: type(one),
 )
 def test_what_cannot_be_encoded_is_a_payload_error(payload: object) -> None:
     with pytest.raises(PayloadError):

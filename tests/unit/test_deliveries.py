@@ -130,7 +130,7 @@ async def test_an_ordered_group_hands_out_the_next_of_a_key_when_the_one_before_
     async with Rig() as rig, rig.manager.consume(ORDERED) as deliveries:
         for body in (b"a1", b"a2", b"b1"):
             await rig.manager.send(ORDERED, body, key=body[:1].decode())
-        bodies = []
+        bodies: list[tuple[bytes, int]] = []
         nacked = False
         while len(bodies) < 4:
             receiving = asyncio.create_task(deliveries.receive())
@@ -159,7 +159,7 @@ async def test_async_with_nacks_on_an_error_and_prefetch_bounds_what_is_unsettle
                 raise ValueError
         await rig.clock.advance(0)
         assert rig.backend.most_unsettled == 2
-        seen = {}
+        seen: dict[bytes, int] = {}
         while len(seen) < 4:
             receiving = asyncio.create_task(deliveries.receive())
             await rig.clock.advance(31)

@@ -251,6 +251,35 @@ def test_a_loop_that_was_closed_with_running_handlers_can_be_followed_by_another
     eventually_sync(lambda: set(threading.enumerate()) <= before, what="the threads of both loops ended")
 
 
+def test_a_loop_ends_though_an_async_handler_runs_and_nobody_closed_the_manager(store: str) -> None:
+    manager = AsyncManager(store)
+    cancelled: list[bool] = []
+
+    @manager.handler("jobs", group="g")
+    async def hang(body: bytes) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    began = asyncio.Event()
+
+    async def main() -> None:
+        await manager.start()
+        await manager.send("jobs", b"")
+        await began.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert cancelled == [True]
+    asyncio.run(manager.aclose())
+
+
 async def test_a_second_loop_at_the_same_time_is_refused(store: str) -> None:
     async with AsyncManager(store) as manager:
 

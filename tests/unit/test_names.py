@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from brokerkit.errors import BrokerError, ConfigurationError, PayloadError
@@ -28,13 +28,21 @@ def test_a_topic_name_is_accepted_exactly_when_it_matches_the_grammar(name: str)
         assert len(str(caught.value)) < 1200
 
 
-@given(st.integers(1, 120), st.integers(1, 120))
+@given(st.integers(1, 99), st.integers(1, 99))
+@example(60, 40)
+@example(60, 41)
 def test_a_topic_and_its_group_share_one_hundred_characters(topic: int, group: int) -> None:
     if topic + group <= MAX_NAME:
         assert check_group("t" * topic, "g" * group) == "g" * group
     else:
         with pytest.raises(ConfigurationError, match="at most 100"):
             check_group("t" * topic, "g" * group)
+
+
+def test_a_topic_alone_has_at_most_one_hundred_characters() -> None:
+    assert check_topic("t" * 100)
+    with pytest.raises(ConfigurationError, match="101 characters"):
+        check_topic("t" * 101)
 
 
 @pytest.mark.parametrize("value", [None, 5, b"orders", ["orders"]])
@@ -53,7 +61,9 @@ def test_a_tag_is_accepted_exactly_when_it_is_a_label(tag: str) -> None:
 
 
 @given(st.lists(tags, min_size=1, max_size=6), st.randoms(), st.sampled_from(["||", " || "]))
-def test_equal_filters_have_one_normal_form_however_they_are_written(labels: list[str], rng: object, joint: str) -> None:
+def test_equal_filters_have_one_normal_form_however_they_are_written(
+    labels: list[str], rng: object, joint: str
+) -> None:
     shuffled = [*labels, labels[0]]
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
     one, other = TagFilter("||".join(labels)), TagFilter(joint.join(shuffled))

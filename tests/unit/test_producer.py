@@ -31,8 +31,8 @@ async def test_a_refused_send_is_tried_again_with_the_same_id_until_send_timeout
             sending = asyncio.create_task(rig.manager.send(T, b"x"))
             await rig.clock.advance(7)
             assert not sending.done()
-            await rig.clock.advance(2)
-            with pytest.raises(SendRefused, match="topic 't', backend embedded"):
+            await rig.clock.advance(4)
+            with pytest.raises(SendRefused, match="backend embedded"):
                 await sending
         assert len(ids) > 5 and len(set(ids)) == 1
         assert await rig.counts() == (0, 0, 0)
@@ -112,7 +112,7 @@ async def test_what_cannot_be_sent_is_refused_before_any_io() -> None:
         {"delay": float("nan")},
     ):
         with pytest.raises(PayloadError):
-            await rig.manager.send(T, b"x", **options)  # type: ignore[arg-type]
+            await rig.manager.send(T, b"x", **options)
     with pytest.raises(ConfigurationError):
         await rig.manager.send("no such/name", b"x")
     with pytest.raises(PayloadError, match="message_id"):

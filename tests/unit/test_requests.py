@@ -87,13 +87,12 @@ async def test_an_answer_of_the_wrong_type_is_a_decode_error() -> None:
 
 
 async def test_a_request_that_cannot_be_sent_ends_with_its_own_timeout() -> None:
-    async with Rig() as rig:
-        async with rig.layer.refusing(ToTopic("t")):
-            asking = asyncio.create_task(rig.manager.request(T, 5, reply=int, timeout=2))
-            await rig.clock.advance(2.5)
-            assert asking.done()
-            with pytest.raises((SendRefused, ReplyTimeout)):
-                await asking
+    async with Rig() as rig, rig.layer.refusing(ToTopic("t")):
+        asking = asyncio.create_task(rig.manager.request(T, 5, reply=int, timeout=2))
+        await rig.clock.advance(2.5)
+        assert asking.done()
+        with pytest.raises((SendRefused, ReplyTimeout)):
+            await asking
 
 
 async def test_closing_the_manager_ends_the_requests_that_wait_or_are_being_sent() -> None:

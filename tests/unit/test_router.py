@@ -69,7 +69,13 @@ def test_a_topic_object_and_its_name_are_the_same_topic() -> None:
 
 def test_handlers_of_other_types_groups_or_topics_are_no_duplicates() -> None:
     router = Router()
-    for topic, group, type_ in [("a", None, None), ("a", None, "x"), ("a", "g", None), ("a", "g", "x"), ("b", "g", "x")]:
+    for topic, group, type_ in [
+        ("a", None, None),
+        ("a", None, "x"),
+        ("a", "g", None),
+        ("a", "g", "x"),
+        ("b", "g", "x"),
+    ]:
         router.add_handler(topic, handle, group=group, type=type_)
     assert len(router.specs) == 5
 

@@ -26,7 +26,7 @@ async def stop(rig: Rig, timeout: float = 30.0) -> asyncio.Task[bool]:
     return stopping
 
 
-# --- ordered groups -------------------------------------------------------------------------------------------------
+# --- ordered groups ---------------------------------------------------------------------------------------------
 
 
 async def test_a_retry_in_place_keeps_the_order_of_its_key_while_other_keys_go_on() -> None:
@@ -149,7 +149,7 @@ async def test_a_drain_of_an_ordered_group_starts_nothing_and_gives_all_back_in_
         assert await rig.counts() == (0, 0, 0)
 
 
-# --- pause and resume -------------------------------------------------------------------------------------------------
+# --- pause and resume -------------------------------------------------------------------------------------------
 
 
 async def test_a_paused_group_gives_back_what_was_not_started_and_a_resumed_one_goes_on() -> None:
@@ -218,7 +218,7 @@ async def test_a_pause_in_the_middle_of_a_deferral_loses_nothing() -> None:
         assert await rig.counts() == (0, 0, 0)
 
 
-# --- broadcast and brokers that cannot delay ------------------------------------------------------------------------------
+# --- broadcast and brokers that cannot delay --------------------------------------------------------------------
 
 
 async def test_a_broadcast_message_is_retried_in_process_and_then_told_to_the_hooks() -> None:
@@ -302,7 +302,7 @@ async def test_without_dead_letters_a_handler_must_requeue_and_a_rejected_messag
 async def sink(message: Message) -> None: ...
 
 
-# --- copies that are refused ------------------------------------------------------------------------------------------------
+# --- copies that are refused ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lacking", [(), (Capability.ATOMIC_SETTLE,)], ids=["atomic", "copies"])
@@ -336,7 +336,7 @@ async def test_a_settlement_that_a_faulty_driver_drops_with_an_error_is_tried_ag
         assert await rig.counts() == (0, 0, 0)
 
 
-# --- stopping --------------------------------------------------------------------------------------------------------------
+# --- stopping ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_drain_finishes_what_runs_and_another_worker_gets_the_rest_at_once() -> None:
@@ -423,7 +423,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_behind() -> None:
         release.set()
 
 
-# --- the consumer goes away ------------------------------------------------------------------------------------------------
+# --- the consumer goes away -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("topic", [T, ORDERED], ids=["plain", "ordered"])

@@ -114,7 +114,7 @@ async def test_retry_takes_its_own_delay_and_a_result_without_success_is_a_failu
         assert [event.reason for event in rig.events] == ["100", "not now", "no space"]
 
 
-# --- what a handler may do to the task that runs it ---------------------------------------------------------------
+# --- what a handler may do to the task that runs it -------------------------------------------------------------
 
 
 async def test_a_handler_that_outlives_its_timeout_is_cancelled_and_tried_again() -> None:
@@ -311,7 +311,7 @@ async def test_a_thread_that_outlives_its_timeout_is_told_keeps_its_slot_and_cou
         assert (await rig.manager.monitor.health()).healthy
 
 
-# --- verbs of a Delivery in a handler ------------------------------------------------------------------------------
+# --- verbs of a Delivery in a handler ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["ack", "nack", "reject"])
@@ -358,7 +358,7 @@ async def test_a_nack_in_an_ordered_group_waits_for_the_end_of_the_run() -> None
         assert await rig.counts() == (0, 0, 0)
 
 
-# --- follow-ups and replies ------------------------------------------------------------------------------------------
+# --- follow-ups and replies -------------------------------------------------------------------------------------
 
 
 async def test_follow_ups_know_their_parent_and_their_topic_is_declared() -> None:
@@ -445,7 +445,7 @@ async def test_an_error_hook_that_raises_hurts_nobody() -> None:
         assert len(await rig.dead()) == 1
 
 
-# --- prefetch, leases, ttl --------------------------------------------------------------------------------------------
+# --- prefetch, leases, ttl --------------------------------------------------------------------------------------
 
 
 async def test_no_more_than_prefetch_is_unsettled_and_an_hour_of_handling_is_one_delivery() -> None:
@@ -486,7 +486,7 @@ async def test_a_message_that_expires_in_the_queue_of_the_worker_is_not_handled(
         assert await rig.counts() == (0, 0, 0)
 
 
-# --- adding ----------------------------------------------------------------------------------------------------------
+# --- adding -----------------------------------------------------------------------------------------------------
 
 
 async def test_handlers_added_after_start_run_in_new_groups_and_in_running_ones() -> None:

@@ -654,3 +654,12 @@ class TestConnecting:
         with pytest.raises(TopicNotFound):
             await two.verify(T, G)
         await two.aclose()
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://user:s3cret@host/x.db", "memory://user:s3cret@name/x", "memory://%40:s3cret/"]
+)
+async def test_a_malformed_url_is_not_quoted_because_it_may_hold_a_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="malformed") as caught:
+        await EmbeddedBackend().connect(ConnectOptions(url=url))
+    assert "s3cret" not in str(caught.value)

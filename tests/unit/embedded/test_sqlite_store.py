@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -529,3 +530,83 @@ async def test_a_sequence_number_is_never_used_twice(make: Callable[..., Awaitab
         connection.close()
         await store.ack(owner("a"), await store.claim(owner("a"), 10))
     assert seen == [1, 2, 3, 4, 5]
+
+
+async def test_a_file_of_somebody_else_in_the_run_directory_is_left_alone(
+    make: Callable[..., Awaitable[SqliteStore]], path: Path
+) -> None:
+    store = await make()
+    await store.declare(T, G)
+    strays = [path.with_name(path.name + "-run") / name for name in ("x.owner", ".owner", "-1.owner", "1_0.owner")]
+    for stray in strays:
+        stray.touch()
+    await store.claim(owner("a"), 10)
+    assert await store.claim(owner("a"), 10) == []
+    assert all(stray.exists() for stray in strays)
+
+
+async def test_a_store_that_was_closed_before_a_fork_closes_no_descriptor_of_the_child(path: Path) -> None:
+    store = SqliteStore(path, settings=EmbeddedSettings(), clock=SystemClock())
+    await store.open()
+    file = store._require()
+    await store.close()
+    mine = [os.open(os.devnull, os.O_RDONLY) for _ in range(30)]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for descriptor in mine:
+                os.fstat(descriptor)
+            file.abandon()
+            for descriptor in mine:
+                os.fstat(descriptor)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    for descriptor in mine:
+        os.close(descriptor)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+async def test_a_backlog_above_the_limit_is_not_looked_at_again_and_again(
+    make: Callable[..., Awaitable[SqliteStore]],
+) -> None:
+    store = await make(retention_bytes=0)
+    await store.declare(T, G)
+    for _ in range(40):
+        await store.send([message("m") for _ in range(1000)])
+    janitor = store._require().janitor
+    before = store.commits
+    for _ in range(4):
+        await asyncio.to_thread(janitor.sweep)
+    # Each step is a transaction; forty of them would be the whole log.
+    assert store.commits - before < 80
+    # What is settled meanwhile is removed all the same.
+    for _ in range(4):
+        await store.ack(owner("a"), await store.claim(owner("a"), 500))
+    await asyncio.to_thread(store.sweep)
+    rows = store._require().connection.execute("SELECT count(*) FROM message").fetchone()
+    assert rows == (38_000,)
+
+
+async def test_the_log_of_a_file_that_is_written_is_long_enough_beforehand(
+    make: Callable[..., Awaitable[SqliteStore]], path: Path
+) -> None:
+    store = await make()
+    await store.declare(T, G)
+    log = path.with_name(path.name + "-wal")
+
+    async def long() -> bool:
+        await store.send([message("m")])
+        return log.stat().st_size >= 8 << 20
+
+    await eventually(long, "the log was written ahead")
+    count = (await store.stats("t", "g")).ready
+    # What a crash leaves is read as before: the log ends where the zeros begin.
+    copy = path.with_name("copy.db")
+    shutil.copy(path, copy)
+    shutil.copy(log, f"{copy}-wal")
+    with sqlite3.connect(copy) as connection:
+        assert connection.execute("SELECT count(*) FROM ready").fetchone() == (count,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()

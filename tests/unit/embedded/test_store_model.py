@@ -359,3 +359,27 @@ def test_a_store_answers_like_the_model(store: str) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("kind", list(STORES))
+async def test_native_attempt_counts_the_leases_that_ended_after_a_start(kind: str, tmp_path: Path) -> None:
+    clock = ManualClock()
+    store = STORES[kind](tmp_path / "broker.db", clock)
+    await store.open()
+    await store.declare(TOPIC, GroupSpec(name="g"))
+    await store.send([Outbound(destination=ToTopic("t"), body=b"", message_id="m")])
+    claimant = Claimant(topic="t", group="g", owner="one", lease=LEASE)
+    seen = []
+    for start, end in [(True, "lease"), (False, "lease"), (True, "lease"), (True, "release"), (False, "lease")]:
+        (item,) = await store.claim(claimant, 1)
+        seen.append((item.native_attempt, item.started))
+        if start:
+            store.mark_started(claimant, item)
+        if end == "release":
+            await store.release(claimant, [item])
+        else:
+            clock.now += LEASE + 1
+    (item,) = await store.claim(claimant, 1)
+    seen.append((item.native_attempt, item.started))
+    await store.close()
+    assert seen == [(1, False), (2, True), (2, False), (3, True), (3, False), (3, False)]
