@@ -11,12 +11,13 @@ import os
 import sqlite3
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from brokerkit.clock import Clock
+from brokerkit.clock import Clock, Timer, wait
 from brokerkit.errors import BrokerError, BrokerUnavailable, Closed, ConfigurationError
 from brokerkit.executors import Outbox
 from brokerkit.idempotency import RETENTION, Busy, Claim, Claimed, Done
@@ -33,6 +34,8 @@ _VERSION = 1
 
 #: Seconds.  How long a transaction waits for a process that does not take part in the file lock.
 _BUSY_TIMEOUT = 10.0
+#: Seconds that a call may take.
+_TIMEOUT = 15.0
 #: Calls that go into one transaction at most.
 _BATCH = 512
 #: Pages in the write-ahead log before it is copied back; at SQLite's 1,000 many commits pay 10 ms for it.
@@ -69,12 +72,18 @@ class SqliteIdempotencyStore:
 
     A completion survives the loss of power.  A claim, and with it the count of starts, survives the crash of every
     process, but the loss of power may take the last ones.
+
+    A call that has no answer after ``timeout`` seconds, because another process hangs with the file or the disk does,
+    raises `BrokerUnavailable`.
     """
 
-    def __init__(self, path: str | Path, clock: Clock, retention: float = RETENTION) -> None:
+    def __init__(
+        self, path: str | Path, clock: Clock, retention: float = RETENTION, *, timeout: float = _TIMEOUT
+    ) -> None:
         self._path = Path(path)
         self._clock = clock
         self._retention = retention
+        self._timeout = timeout
         self._worker: _Worker | None = None
         #: Where the walk of the purge has come to, and when its next step is due; for the worker's thread.
         self._purged_to = 0
@@ -82,7 +91,7 @@ class SqliteIdempotencyStore:
 
     async def open(self) -> None:
         if self._worker is None:
-            worker = _Worker(self._path, self._purge)
+            worker = _Worker(self._path, self._purge, self._clock, self._timeout)
             await worker.start()
             self._worker = worker
 
@@ -103,7 +112,7 @@ class SqliteIdempotencyStore:
 
         try:
             return await worker.call(work)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BrokerUnavailable):
             # Calls are done in their order, so by then it is known whether the claim was given.
             worker.post(lambda db: _undo_claim(db, key, owner, given))
             raise
@@ -218,12 +227,17 @@ def _undo_claim(db: sqlite3.Connection, key: str, owner: str, given: list[int]) 
 
 
 class _Call:
-    __slots__ = ("durable", "error", "future", "value", "work")
+    __slots__ = ("abandoned", "durable", "error", "future", "since", "value", "work")
 
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], durable: bool, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, work: Callable[[sqlite3.Connection], Any], durable: bool, future: asyncio.Future[Any], since: float
+    ) -> None:
         self.work = work
         self.durable = durable
         self.future = future
+        self.since = since
+        #: Whether its time ended before it was begun.
+        self.abandoned = False
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -231,9 +245,16 @@ class _Call:
 class _Worker:
     """The thread that works on the file."""
 
-    def __init__(self, path: Path, housekeeping: Callable[[sqlite3.Connection], None]) -> None:
+    def __init__(
+        self, path: Path, housekeeping: Callable[[sqlite3.Connection], None], clock: Clock, timeout: float
+    ) -> None:
         self._path = path
         self._housekeeping = housekeeping
+        self._clock = clock
+        self._timeout = timeout
+        #: Calls in the order they were made; those in front may have their answers already.
+        self._outstanding: deque[_Call] = deque()
+        self._timer: Timer | None = None
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="brokerkit-idempotency", daemon=True)
         self._loop = asyncio.get_running_loop()
@@ -244,29 +265,67 @@ class _Worker:
         self._synchronous = ""
 
     async def start(self) -> None:
-        """Open the file; raise `ConfigurationError` when it cannot serve."""
+        """Open the file; raise `ConfigurationError` when it cannot serve, `BrokerUnavailable` when it is locked."""
         self._thread.start()
-        await asyncio.shield(self._started)
+        opened = False
+        try:
+            opened = await wait(self._clock, self._started, self._timeout)
+        finally:
+            if not opened:
+                self._queue.put(None)
+        if not opened:
+            raise self._hangs()
+        self._started.result()
 
     async def stop(self) -> None:
-        """Finish the calls made so far, then close the file."""
+        """Finish the calls made so far, then close the file; leave it to the thread when that takes too long."""
         self._queue.put(None)
-        await asyncio.shield(self._stopped)
+        await wait(self._clock, self._stopped, self._timeout)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def call(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> asyncio.Future[T]:
         """Do ``work`` in a transaction; the future is done once it is committed, on disk if ``durable``."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Call(work, durable, future))
+        call = _Call(work, durable, future, self._clock.monotonic())
+        outstanding = self._outstanding
+        while outstanding and outstanding[0].future.done():
+            outstanding.popleft()
+        outstanding.append(call)
+        if self._timer is None:
+            self._timer = self._clock.call_later(self._timeout, self._look)
+        self._queue.put(call)
         return future
 
     def post(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Do ``work`` in a transaction; nobody waits for it."""
         self.call(work).cancel()
 
+    def _look(self) -> None:
+        """Fail the calls that have waited too long."""
+        self._timer = None
+        end = self._clock.monotonic() - self._timeout
+        outstanding = self._outstanding
+        while outstanding:
+            call = outstanding[0]
+            if not call.future.done():
+                if call.since > end:
+                    self._timer = self._clock.call_later(call.since - end, self._look)
+                    return
+                call.abandoned = True
+                call.future.set_exception(self._hangs())
+            outstanding.popleft()
+
+    def _hangs(self) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"the idempotency store {self._path} did not answer within {self._timeout:g} s: "
+            "another process hangs while it writes, or the disk does"
+        )
+
     def _run(self) -> None:
         try:
             db = self._open()
-        except (sqlite3.Error, OSError, BrokerError) as exc:
+        except Exception as exc:  # of the file or the lock; ends as the error of `start`
             self._unlock(close=True)
             error = exc if isinstance(exc, BrokerError) else self._unusable(exc)
             self._outbox.deliver((self._started, None, error))
@@ -311,12 +370,14 @@ class _Worker:
                 raise
             finally:
                 self._unlock()
-        except (sqlite3.Error, OSError) as exc:
+        except Exception as exc:  # whatever it is, the thread must go on: others wait for it
             for call in batch:
                 call.error = BrokerUnavailable(f"the idempotency store {self._path} failed: {exc}")
                 call.error.__cause__ = exc
 
     def _do(self, db: sqlite3.Connection, call: _Call) -> None:
+        if call.abandoned:
+            return
         try:
             call.value = call.work(db)
         except sqlite3.OperationalError:

@@ -130,7 +130,8 @@ class ProcessExecutor:
 
         With ``wait`` this call blocks until the jobs made so far are over, at most ``timeout`` seconds; the timeouts
         of jobs do not end them meanwhile when it blocks their event loop.  Then, and at once without ``wait``,
-        children that still run a job are killed: their futures fail with `WorkerCrashed`.
+        children that still run a job are killed: their futures fail with `WorkerCrashed`.  Idle children get a few
+        seconds for their exit hooks, all at the same time; for an event loop there is `aclose`.
         """
         self._closed = True
         if not (wait and self._threads.close(True, timeout)):
@@ -138,8 +139,23 @@ class ProcessExecutor:
             for job in tuple(self._jobs):
                 job.kill()
             self._threads.close(True, _END_TIMEOUT)
+        idle = []
         while self._idle:
-            self._idle.pop().end()
+            idle.append(self._idle.pop())
+        for child in idle:
+            child.hang_up()
+        now = SystemClock().monotonic  # processes end in real time, whatever the time of the application
+        deadline = now() + _END_TIMEOUT
+        for child in idle:
+            child.end(max(0.0, deadline - now()))
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Do what `close` with ``wait`` does while the event loop goes on.  ``timeout`` 0 kills at once.
+
+        Cancelling this call does not end the closing.
+        """
+        self._closed = True
+        await asyncio.to_thread(self.close, True, timeout)
 
     def _settle(self, job: _Job, future: asyncio.Future[Any]) -> None:
         self._jobs.discard(job)
@@ -284,11 +300,15 @@ class _Child:
             except ProcessLookupError:
                 pass
 
-    def end(self) -> str:
-        """Let the process end, by force if need be; return how it ended."""
+    def hang_up(self) -> None:
+        """Let the process end when it is idle.  Idempotent."""
         self._connection.close()
+
+    def end(self, timeout: float = _END_TIMEOUT) -> str:
+        """Let the process end, after ``timeout`` seconds by force; return how it ended."""
+        self.hang_up()
         try:
-            code = self._process.wait(_END_TIMEOUT)
+            code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             code = self._process.wait()

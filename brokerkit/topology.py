@@ -6,6 +6,7 @@ may repeat each other and never contradict each other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,8 @@ class Topology(Mapping[str, TopicSpec]):
     def __init__(self, backend: str, topics: Mapping[str, TopicSettings] | None = None) -> None:
         self._backend = backend
         self._entries: dict[str, _Entry] = {}
+        # Any thread may register; readers need no lock, as an entry is replaced whole.
+        self._lock = threading.RLock()
         self.version = 0
         for name, settings in (topics or {}).items():
             self.configure(name, settings)
@@ -113,19 +116,20 @@ class Topology(Mapping[str, TopicSpec]):
     @contextmanager
     def _change(self, name: str) -> Iterator[_Entry]:
         """Give a copy of the entry to work on, and take it over unless an error comes out."""
-        old = self._entries.get(name)
-        if old is None:
-            entry = _Entry(TopicSpec(name=check_topic(name)))
-        else:
-            entry = replace(old, said={group: dict(said) for group, said in old.said.items()})
-        yield entry
-        if old is None or entry.spec != old.spec or entry.settings != old.settings:
-            if old is not None and entry.spec is old.spec:
-                entry.spec = replace(entry.spec)
-            self.version += 1
-        else:
-            entry.spec = old.spec
-        self._entries[name] = entry
+        with self._lock:
+            old = self._entries.get(name)
+            if old is None:
+                entry = _Entry(TopicSpec(name=check_topic(name)))
+            else:
+                entry = replace(old, said={group: dict(said) for group, said in old.said.items()})
+            yield entry
+            if old is None or entry.spec != old.spec or entry.settings != old.settings:
+                if old is not None and entry.spec is old.spec:
+                    entry.spec = replace(entry.spec)
+                self.version += 1
+            else:
+                entry.spec = old.spec
+            self._entries[name] = entry
 
 
 def _say_ordered(entry: _Entry, ordered: bool) -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from brokerkit.clock import SystemClock
-from brokerkit.errors import Closed, ConfigurationError
+from brokerkit.errors import BrokerUnavailable, Closed, ConfigurationError
 from brokerkit.idempotency import (
     Busy,
     Claim,
@@ -430,3 +432,83 @@ TestStores = StoresMachine.TestCase
 TestStores.settings = settings(
     max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+# --- a file that hangs ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Do what another process does that was stopped while it wrote."""
+    descriptor = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def test_a_process_that_hangs_with_the_file_makes_it_unavailable_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    store = SqliteIdempotencyStore(path, SystemClock(), timeout=0.3)
+    await store.open()
+    with locked(path):
+        calls = [
+            asyncio.ensure_future(call) for call in (store.claim("k", "a", LEASE, 1), store.claim("k", "b", LEASE, 1))
+        ]
+        done, _ = await asyncio.wait(calls, timeout=20.0)
+        assert [type(call.exception()) for call in calls if call in done] == [BrokerUnavailable] * 2
+    # Neither was done later.
+    assert await store.claim("k", "c", LEASE, 1) == Claimed(1)
+    await store.aclose()
+
+
+async def test_a_file_that_another_process_hangs_with_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    store = SqliteIdempotencyStore(path, SystemClock(), timeout=0.3)
+    with locked(path):
+        opening = asyncio.ensure_future(store.open())
+        await asyncio.wait((opening,), timeout=20.0)
+        assert isinstance(opening.exception(), BrokerUnavailable)
+    await store.open()
+    assert await store.claim("k", "c", LEASE, 1) == Claimed(1)
+    await store.aclose()
+
+
+async def test_closing_does_not_wait_for_a_process_that_hangs(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    store = SqliteIdempotencyStore(path, SystemClock(), timeout=0.3)
+    await store.open()
+    with locked(path):
+        lost = asyncio.ensure_future(store.claim("k", "a", LEASE, 1))
+        await asyncio.sleep(0.05)
+        closing = asyncio.ensure_future(store.aclose())
+        done, _ = await asyncio.wait((closing,), timeout=20.0)
+        assert done
+        await asyncio.wait((lost,))
+        assert isinstance(lost.exception(), BrokerUnavailable)
+
+
+class BrokenClock(ManualClock):
+    """Fails when it is told to."""
+
+    broken = False
+
+    def time(self) -> float:
+        if self.broken:
+            raise ValueError("no time")
+        return self.now
+
+
+async def test_a_fault_of_another_kind_fails_the_call_and_not_the_store(tmp_path: Path) -> None:
+    clock = BrokenClock()
+    store = SqliteIdempotencyStore(tmp_path / "keys.db", clock)
+    await store.open()
+    clock.broken = True
+    call = asyncio.ensure_future(store.forget("k"))
+    done, _ = await asyncio.wait((call,), timeout=20.0)
+    assert done
+    assert isinstance(call.exception(), BrokerUnavailable)
+    clock.broken = False
+    assert await store.claim("k", "a", LEASE, 1) == Claimed(1)
+    await store.aclose()

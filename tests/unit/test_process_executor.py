@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -266,6 +267,42 @@ async def test_close_waits_for_what_runs_and_then_ends_the_children() -> None:
     with pytest.raises(Closed):
         executor.submit(add, (1, 2), None)
     executor.close(wait=True)
+
+
+def exit_slowly(seconds: float) -> None:
+    atexit.register(time.sleep, seconds)
+    time.sleep(0.5)  # so that each job has a child of its own
+
+
+async def test_idle_children_end_at_the_same_time() -> None:
+    executor = ProcessExecutor(4)
+    await asyncio.gather(*(executor.submit(exit_slowly, 1.0, timeout=None) for _ in range(4)))
+    began = time.monotonic()
+    executor.close(wait=True)
+    assert time.monotonic() - began < 3.0
+
+
+async def test_an_event_loop_goes_on_while_children_end() -> None:
+    executor = ProcessExecutor(1)
+    await executor.submit(exit_slowly, 1.0, timeout=None)
+    closing = asyncio.ensure_future(executor.aclose())
+    turns = 0
+    while not closing.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert turns > 20
+    with pytest.raises(Closed):
+        executor.submit(add, 1, 2, timeout=None)
+
+
+async def test_aclose_kills_what_runs_after_its_timeout(tmp_path: Path) -> None:
+    executor = ProcessExecutor(1)
+    future = executor.submit(note_pid_and_hang, str(tmp_path / "pid"), timeout=None)
+    number = await number_in(tmp_path / "pid")
+    await executor.aclose(0.0)
+    with pytest.raises(WorkerCrashed, match="the executor closed"):
+        await future
+    await eventually(lambda: not exists(number))
 
 
 async def test_close_kills_what_runs_after_its_timeout(tmp_path: Path) -> None:

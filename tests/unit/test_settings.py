@@ -205,7 +205,7 @@ def test_the_section_is_checked_by_the_model_of_its_backend(load: Load, registry
             "unknown key 'rocketmq.nameserver' (an argument); did you mean 'name_server'?",
         ),
         ({"rocketmq": {"pull_batch_size": "many"}}, "rocketmq.pull_batch_size (an argument) is 'many'"),
-        ({"rabbitmq": []}, "rabbitmq (an argument): it should be a valid dictionary"),
+        ({"rabbitmq": []}, "rabbitmq (an argument): it should be a mapping of keys to values"),
         ({"rabbitmq": {"user": "a", "name": "b"}}, "`name` and `user` mean the same and differ"),
         ({"rabbitmq": {"port": 70000}}, "less than or equal to 65535"),
         ({"idempotency": {"store": "redis"}}, "the redis store comes in a later release; use 'sqlite' or 'memory'"),
