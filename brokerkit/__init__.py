@@ -6,6 +6,7 @@ manager.send("orders", {"id": 1})         # returns when the message is stored
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from brokerkit.admin import Admin, DeadLetter
@@ -51,6 +52,7 @@ from brokerkit.topic import Group, Topic
 
 if TYPE_CHECKING:
     from brokerkit.export import ExportTask
+    from brokerkit.settings import Settings, TopicSettings
 
 __all__ = [
     # the managers and what is registered with them
@@ -60,6 +62,8 @@ __all__ = [
     "Topic",
     "Group",
     "RetryPolicy",
+    "Settings",
+    "TopicSettings",
     # messages and deliveries
     "Message",
     "Delivery",
@@ -112,11 +116,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # The first pydantic model that a process makes has pydantic look through all installed distributions for
-    # plug-ins, which would be a fifth of the time that the import takes.
-    if name == "ExportTask":
-        from brokerkit.export import ExportTask
+#: Names that load on first use: pydantic models.  The first one that a process makes has pydantic look through all
+#: installed distributions for plug-ins, which would be a fifth of the time that the import takes.
+_LAZY = {
+    "ExportTask": "brokerkit.export",
+    "Settings": "brokerkit.settings",
+    "TopicSettings": "brokerkit.settings",
+}
 
-        return ExportTask
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(module), name)

@@ -280,9 +280,12 @@ class _Worker:
     async def stop(self) -> None:
         """Finish the calls made so far, then close the file; leave it to the thread when that takes too long."""
         self._queue.put(None)
-        await wait(self._clock, self._stopped, self._timeout)
-        if self._timer is not None:
-            self._timer.cancel()
+        try:
+            await wait(self._clock, self._stopped, self._timeout)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._give_up(self._clock.monotonic())
 
     def call(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> asyncio.Future[T]:
         """Do ``work`` in a transaction; the future is done once it is committed, on disk if ``durable``."""
@@ -302,15 +305,19 @@ class _Worker:
         self.call(work).cancel()
 
     def _look(self) -> None:
-        """Fail the calls that have waited too long."""
         self._timer = None
         end = self._clock.monotonic() - self._timeout
+        self._give_up(end)
+        if self._outstanding:
+            self._timer = self._clock.call_later(self._outstanding[0].since - end, self._look)
+
+    def _give_up(self, end: float) -> None:
+        """Fail the calls that were made until ``end`` and have no answer."""
         outstanding = self._outstanding
         while outstanding:
             call = outstanding[0]
             if not call.future.done():
                 if call.since > end:
-                    self._timer = self._clock.call_later(call.since - end, self._look)
                     return
                 call.abandoned = True
                 call.future.set_exception(self._hangs())

@@ -193,13 +193,10 @@ class Harness:
         To use it at SPI level as well, `declare` ``topic.name`` and its groups there.
         """
         from brokerkit.topic import Topic
+        from brokerkit.topology import Topology
 
         topic: Topic[Any] = Topic(self.name(what), type, groups=list(groups), ordered=ordered)
-        specs = {
-            group.name: GroupSpec(name=group.name, tag=group.tag, ordered=group.ordered or ordered, start=group.start)
-            for group in topic.groups
-        }
-        self.topics[topic.name] = TopicSpec(name=topic.name, ordered=ordered, groups=specs)
+        self.topics[topic.name] = Topology(self.backend.name).add_topic(topic)
         return topic
 
     def manager(self, url: str | None = None, **overrides: Any) -> AsyncManager:

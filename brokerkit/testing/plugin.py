@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["matrices"]
 
-# The suite's asserts are read by people: without this they would say "AssertionError" and nothing else.
-pytest.register_assert_rewrite("brokerkit.testing.suite")
-
 _PROPERTY = "brokerkit"
 _MATRICES: pytest.StashKey[dict[str, Matrix]] = pytest.StashKey()
 
@@ -79,6 +76,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The suite's asserts are read by people: without this they would say "AssertionError" and nothing else.
+    pytest.register_assert_rewrite("brokerkit.testing.suite")
     config.pluginmanager.register(_Collector(config), "brokerkit-conformance-report")
 
 

@@ -276,7 +276,7 @@ def exit_slowly(seconds: float) -> None:
 
 async def test_idle_children_end_at_the_same_time() -> None:
     executor = ProcessExecutor(4)
-    await asyncio.gather(*(executor.submit(exit_slowly, 1.0, timeout=None) for _ in range(4)))
+    await asyncio.gather(*(executor.submit(exit_slowly, (1.0,), None) for _ in range(4)))
     began = time.monotonic()
     executor.close(wait=True)
     assert time.monotonic() - began < 3.0
@@ -284,7 +284,7 @@ async def test_idle_children_end_at_the_same_time() -> None:
 
 async def test_an_event_loop_goes_on_while_children_end() -> None:
     executor = ProcessExecutor(1)
-    await executor.submit(exit_slowly, 1.0, timeout=None)
+    await executor.submit(exit_slowly, (1.0,), None)
     closing = asyncio.ensure_future(executor.aclose())
     turns = 0
     while not closing.done():
@@ -292,12 +292,12 @@ async def test_an_event_loop_goes_on_while_children_end() -> None:
         turns += 1
     assert turns > 20
     with pytest.raises(Closed):
-        executor.submit(add, 1, 2, timeout=None)
+        executor.submit(add, (1, 2), None)
 
 
 async def test_aclose_kills_what_runs_after_its_timeout(tmp_path: Path) -> None:
     executor = ProcessExecutor(1)
-    future = executor.submit(note_pid_and_hang, str(tmp_path / "pid"), timeout=None)
+    future = executor.submit(note_pid_and_hang, (str(tmp_path / "pid"),), None)
     number = await number_in(tmp_path / "pid")
     await executor.aclose(0.0)
     with pytest.raises(WorkerCrashed, match="the executor closed"):

@@ -20,6 +20,8 @@ NAMES = [
     "Topic",
     "Group",
     "RetryPolicy",
+    "Settings",
+    "TopicSettings",
     "Message",
     "Delivery",
     "Deliveries",
