@@ -54,6 +54,27 @@ _BEST_UNLOCKED = (
     " WHERE r.group_id = ? AND coalesce(r.key, m.key, '') NOT IN (SELECT value FROM json_each(?))"
     " ORDER BY r.rank, r.seq LIMIT ?"
 )
+#: Messages of an ordered group that a claim looks at in their order, and keys that it looks at when all of those are
+#: leased to others: a key with a long backlog must not make every claim of the others slow.
+_LOOK = 2000
+_KEYS = 1000
+_NEAREST_UNLOCKED = (
+    f"SELECT r.rank, r.seq, r.flags, {_FIELDS} FROM"
+    " (SELECT rank, seq, flags, key FROM ready WHERE group_id = ? ORDER BY rank, seq LIMIT ?) r"
+    " CROSS JOIN message m ON m.seq = r.seq WHERE r.key NOT IN (SELECT value FROM json_each(?))"
+    " ORDER BY r.rank, r.seq LIMIT ?"
+)
+# One step of the index for each key, however many messages it has.
+_FREE_KEYS = (
+    "WITH RECURSIVE k (key) AS (SELECT (SELECT min(key) FROM ready WHERE group_id = ?1 AND key >= '') UNION ALL"
+    " SELECT (SELECT min(key) FROM ready WHERE group_id = ?1 AND key > k.key) FROM k WHERE k.key IS NOT NULL)"
+    " SELECT key FROM k WHERE key NOT IN (SELECT value FROM json_each(?2)) LIMIT ?3"
+)
+_OF_KEY = "SELECT rank, seq FROM ready WHERE group_id = ? AND key = ? ORDER BY rank, seq LIMIT ?"
+_ONE = (
+    f"SELECT r.rank, r.seq, r.flags, {_FIELDS} FROM ready r CROSS JOIN message m ON m.seq = r.seq"
+    " WHERE r.group_id = ? AND r.rank = ? AND r.seq = ?"
+)
 _LOCKED_KEYS = (
     "SELECT DISTINCT coalesce(l.key, m.key, '') FROM claim c CROSS JOIN leased l ON l.claim = c.id"
     " CROSS JOIN message m ON m.seq = l.seq WHERE c.group_id = ? AND c.owner <> ? AND c.dead = 0"
@@ -68,10 +89,7 @@ def claim(tx: Transaction, group: Group, claimant: Claimant, store: int, limit: 
     locked: list[str] = []
     if claimant.ordered:
         locked = [key for (key,) in execute(_LOCKED_KEYS, (group.id, claimant.owner))]
-    if locked:
-        rows = execute(_BEST_UNLOCKED, (group.id, json.dumps(locked), limit)).fetchall()
-    else:
-        rows = execute(_BEST, (group.id, limit)).fetchall()
+    rows = _unlocked(tx, group, json.dumps(locked), limit) if locked else execute(_BEST, (group.id, limit)).fetchall()
     if not rows:
         return []
     number = tx.next_claim()
@@ -93,6 +111,21 @@ def claim(tx: Transaction, group: Group, claimant: Claimant, store: int, limit: 
         )
         execute("DELETE FROM ready WHERE group_id = ? AND (rank, seq) <= (?, ?)", (group.id, *last))
     return list(_inbounds(rows, claimant.topic, claimant.group, number))
+
+
+def _unlocked(tx: Transaction, group: Group, locked: str, limit: int) -> list[tuple[Any, ...]]:
+    """Return the best messages whose keys are not in ``locked``, a JSON list."""
+    execute = tx.connection.execute
+    if not group.ordered:
+        # An ordered consumer of a group that was not declared so: no index knows the keys.
+        return execute(_BEST_UNLOCKED, (group.id, locked, limit)).fetchall()
+    rows = execute(_NEAREST_UNLOCKED, (group.id, max(_LOOK, limit), locked, limit)).fetchall()
+    if rows:
+        return rows
+    places: list[tuple[int, int]] = []
+    for (key,) in execute(_FREE_KEYS, (group.id, locked, _KEYS)).fetchall():
+        places += execute(_OF_KEY, (group.id, key, limit)).fetchall()
+    return [execute(_ONE, (group.id, *place)).fetchone() for place in sorted(places)[:limit]]
 
 
 def claim_dead(

@@ -60,8 +60,13 @@ CREATE TABLE consumer (group_id INTEGER NOT NULL, owner TEXT NOT NULL, store INT
 CREATE TABLE garbage (kind TEXT NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID;
 """
 
+_VERSION_2 = """
+-- Where each key of an ordered group stands, past any number of messages of keys that are leased.
+CREATE INDEX ready_key ON ready (group_id, key, rank, seq) WHERE key IS NOT NULL;
+"""
+
 #: version -> the script that makes a file of the version before into one of this version.
-MIGRATIONS: Mapping[int, str] = {1: _VERSION_1}
+MIGRATIONS: Mapping[int, str] = {1: _VERSION_1, 2: _VERSION_2}
 
 
 def prepare(connection: sqlite3.Connection, path: Path, migrations: Mapping[int, str] = MIGRATIONS) -> None:

@@ -610,3 +610,33 @@ async def test_the_log_of_a_file_that_is_written_is_long_enough_beforehand(
         assert connection.execute("SELECT count(*) FROM ready").fetchone() == (count,)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+async def test_a_locked_key_with_a_long_backlog_does_not_slow_the_others_down(
+    make: Callable[..., Awaitable[SqliteStore]],
+) -> None:
+    store = await make()
+    await store.declare(T, GroupSpec(name="g", ordered=True))
+    for _ in range(30):
+        await store.send([message("x", key="slow") for _ in range(1000)])
+    assert len(await store.claim(owner("a", ordered=True), 1)) == 1
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1000
+        return 0
+
+    other = owner("b", ordered=True)
+    store._require().connection.set_progress_handler(count, 1000)
+    assert await store.claim(other, 10) == []
+    await store.send([message(f"{key}{number}", key=key) for number in range(3) for key in ("z", "", "q")])
+    first = [item.message_id for item in await store.claim(other, 4)]
+    again = [item.message_id for item in await store.claim(owner("c", ordered=True), 10)]
+    rest = [item.message_id for item in await store.claim(other, 10)]
+    store._require().connection.set_progress_handler(None, 0)
+    # The best of all that is not locked, and each key to one owner.
+    assert first == ["z0", "0", "q0", "z1"]
+    assert again == []
+    assert rest == ["1", "q1", "z2", "2", "q2"]
+    assert steps < 400_000, "four claims looked at the whole backlog"
