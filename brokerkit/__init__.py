@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from brokerkit.admin import Admin, DeadLetter
 from brokerkit.blocking import Manager
 from brokerkit.blocking_admin import BlockingAdmin, BlockingMonitor
-from brokerkit.blocking_deliveries import BlockingDeliveries, BlockingDelivery
+from brokerkit.blocking_deliveries import BlockingDeliveries
+from brokerkit.blocking_delivery import BlockingDelivery
 from brokerkit.clock import Clock, SystemClock
 from brokerkit.deliveries import Deliveries
 from brokerkit.delivery import Delivery
@@ -52,12 +53,18 @@ from brokerkit.topic import Group, Topic
 
 if TYPE_CHECKING:
     from brokerkit.export import ExportTask
+    from brokerkit.export_manager import ExportManager
+    from brokerkit.managers import get_async_manager, get_manager, initialize
     from brokerkit.settings import Settings, TopicSettings
 
 __all__ = [
     # the managers and what is registered with them
     "AsyncManager",
     "Manager",
+    "ExportManager",
+    "get_manager",
+    "get_async_manager",
+    "initialize",
     "Router",
     "Topic",
     "Group",
@@ -116,10 +123,14 @@ __all__ = [
 ]
 
 
-#: Names that load on first use: pydantic models.  The first one that a process makes has pydantic look through all
-#: installed distributions for plug-ins, which would be a fifth of the time that the import takes.
+#: Names that load on first use: they need pydantic models.  The first one that a process makes has pydantic look
+#: through all installed distributions for plug-ins, which would be a fifth of the time that the import takes.
 _LAZY = {
+    "ExportManager": "brokerkit.export_manager",
     "ExportTask": "brokerkit.export",
+    "get_async_manager": "brokerkit.managers",
+    "get_manager": "brokerkit.managers",
+    "initialize": "brokerkit.managers",
     "Settings": "brokerkit.settings",
     "TopicSettings": "brokerkit.settings",
 }

@@ -143,7 +143,7 @@ class Admin:
         name = self._enter(topic)
         connection = await self._offering(Browse, Capability.BROWSE, name, "reading dead letters")  # type: ignore[type-abstract]
         found = await self._call(connection.browse(name, check_group(name, group), limit), name)
-        return [_dead_letter(inbound) for inbound in found]
+        return [dead_letter_of(inbound) for inbound in found]
 
     async def redrive(
         self, topic: Topic[Any] | str, group: str, ids: Sequence[str] | None = None, *, limit: int | None = None
@@ -251,7 +251,8 @@ class Admin:
             raise self._link().wrap(exc, topic) from exc
 
 
-def _dead_letter(inbound: Inbound) -> DeadLetter:
+def dead_letter_of(inbound: Inbound) -> DeadLetter:
+    """Return what a dead letter says."""
     headers = inbound.headers
     return DeadLetter(
         message=message_of(inbound),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -13,12 +14,13 @@ from brokerkit.blocking_deliveries import BlockingDeliveries
 from brokerkit.clock import Clock
 from brokerkit.envelope import SendOptions
 from brokerkit.errors import Closed
-from brokerkit.events import ErrorHook
+from brokerkit.events import ErrorHook, ErrorHooks
 from brokerkit.gate import Gate
-from brokerkit.manager import AsyncManager
+from brokerkit.manager import AsyncManager, OpenSession
 from brokerkit.message import Message
 from brokerkit.producer import SendOutcome
 from brokerkit.router import HandlerSpec, Router
+from brokerkit.session import Session
 from brokerkit.spi import Backend, Capability
 from brokerkit.stopping import StopRequest, stop_signals
 from brokerkit.topic import Topic
@@ -112,6 +114,24 @@ class Manager(Router):
     def on_error(self, hook: ErrorHook) -> ErrorHook:
         """Call ``hook`` with an `ErrorEvent` for each failure, on the event loop; usable as a decorator."""
         return self.aio.on_error(hook)
+
+    @contextmanager
+    def _rehearse(
+        self, backend: Backend, url: str, clock: Clock, *, open_session: OpenSession = Session
+    ) -> Iterator[ErrorHooks]:
+        """Do what `AsyncManager._rehearse` does; the manager is open in the block, and closed at its end."""
+        closed = self._gate.closed
+        own_clock = self.clock
+        with self.aio._rehearse(backend, url, clock, open_session=open_session) as hooks:
+            self.clock = clock
+            self._gate.open()
+            try:
+                yield hooks
+            finally:
+                self.close()
+                self.clock = own_clock
+                if not closed:
+                    self._gate.open()
 
     # --- lifecycle ---
 

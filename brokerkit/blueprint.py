@@ -90,6 +90,20 @@ class Blueprint:
                     self.declare(spec)
             return self._topology
 
+    def on(self, backend: Backend, url: str) -> Blueprint:
+        """Return the blueprint of the same application on another backend.  Its handlers are the same live list."""
+        with self._lock:
+            # Read by a copy: this one still reads its configuration on its first use.
+            own = self._settings or Blueprint(self._given, self._backend_given, self._name, []).settings
+            other = Blueprint({}, backend, self._name, self._specs)
+            other._settings = own.model_copy(update={"backend": backend.name, "url": url})
+            known = self._topology
+            for name in known or ():
+                settings = known.settings(name) if known is not None else None
+                if settings is not None:
+                    other.configure_topic(name, settings)
+            return other
+
     @property
     def is_read(self) -> bool:
         """Whether the configuration was read: what is registered from now on is checked at once."""
@@ -205,13 +219,17 @@ class Blueprint:
         settings = self.topology.settings(topic)
         return settings.expired if settings is not None else "drop"
 
+    def memory_store(self, clock: Clock) -> IdempotencyStore:
+        """Return a new store in memory."""
+        from brokerkit.idempotency import MemoryIdempotencyStore
+
+        return MemoryIdempotencyStore(clock, self.settings.idempotency.retention)
+
     def idempotency_store(self, clock: Clock) -> IdempotencyStore | None:
         """Return a new store as configured, or None."""
         chosen = self.settings.idempotency
         if chosen.store == "memory":
-            from brokerkit.idempotency import MemoryIdempotencyStore
-
-            return MemoryIdempotencyStore(clock, chosen.retention)
+            return self.memory_store(clock)
         if chosen.store == "sqlite":
             from brokerkit.idempotency_sqlite import SqliteIdempotencyStore
 

@@ -1,7 +1,7 @@
 """`Consumer`: what every consumer of a group does, whoever handles the deliveries.
 
-It filters what the broker could not, drops what expired, holds back or defers what came early, counts what is
-unsettled, bundles acknowledgements and keeps leases alive.
+It filters what the broker could not, holds back or defers what came early, counts what is unsettled, bundles
+acknowledgements and keeps leases alive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, Literal
 
-from brokerkit.envelope import attempt_of, expires_of
 from brokerkit.errors import BrokerError, Closed
 from brokerkit.link import Link
 from brokerkit.metrics import Metrics
@@ -68,7 +67,8 @@ class Consumer:
         self.settlement = Settlement(driver, producer, link.clock, ids)
         self._clock = link.clock
         self._metrics = metrics
-        self._expired = expired
+        #: What becomes of messages whose time to live is over.
+        self.expired = expired
         self._filter = TagFilter(options.tag)
         self._link = link
         offers = link.capabilities(options.topic)
@@ -163,11 +163,9 @@ class Consumer:
             self.ack(inbound)
             return False
         now = self._clock.time()
-        expires = expires_of(inbound)
-        if expires is not None and expires <= now:
-            await self.expire(inbound)
-            return False
         if inbound.due is not None and inbound.due > now:
+            # Where nothing can be delayed it waits here, however long: given back it would come again at once.  The
+            # broker counts it against the prefetch until then.
             if inbound.due - now < HOLD or not self.can_delay:
                 heapq.heappush(self._held, (inbound.due, next(self._order), inbound))
             else:
@@ -189,17 +187,6 @@ class Consumer:
         held = [inbound for _, _, inbound in sorted(self._held)]
         self._held.clear()
         return held
-
-    async def expire(self, inbound: Inbound) -> None:
-        """Settle a message whose time to live is over."""
-        self._metrics.count("expired")
-        if self._expired == "dead" and self.can_bury:
-            dead = self.settlement.dead(
-                inbound, reason="expired", attempt=attempt_of(inbound), error="its time to live is over"
-            )
-            await self.forward(inbound, [dead])
-        else:
-            self.ack(inbound)
 
     def mark_started(self, inbound: Inbound) -> None:
         """Record that a handler starts on ``inbound``, where the backend can."""
@@ -260,6 +247,17 @@ class Consumer:
             return error
         self.settled(inbound)
         return None
+
+    async def forward_or_keep(self, inbound: Inbound, outbounds: Sequence[Outbound]) -> bool:
+        """Do as `forward`, but raise why it cannot be done and leave ``inbound`` unsettled; False when it is stale."""
+        error = await self.settlement.forward(inbound, outbounds)
+        if error is None:
+            self.settled(inbound)
+            return True
+        if self.driver.live(inbound):
+            raise error
+        self.release(inbound)
+        return False
 
     def settled(self, inbound: Inbound) -> None:
         """Note that ``inbound`` was settled by `Settlement.forward`."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from brokerkit.clock import Clock
 from brokerkit.consumer import Consumer
 from brokerkit.delivery import Delivery
 from brokerkit.disposition import Disposition
-from brokerkit.envelope import expires_of
 from brokerkit.errors import Closed
 from brokerkit.events import ErrorHooks
 from brokerkit.follow_ups import FollowUps
@@ -51,6 +50,8 @@ class Deliveries:
         self._follow_ups = follow_ups
         self._policy = policy
         self._on_close = on_close
+        #: Awaits what waits for time; set where time stands still (`brokerkit.testing.in_memory`).
+        self.passing: Callable[[Coroutine[Any, Any, Delivery | None]], Awaitable[Delivery | None]] | None = None
         self._consumer: Consumer | None = None
         self._fate: Disposition | None = None
         self._lanes: Lanes | None = None
@@ -106,6 +107,11 @@ class Deliveries:
         wait at once: each delivery goes to one of them.
         """
         consumer, fate = await self._start()
+        if timeout is not None and self.passing is not None:
+            return await self.passing(self._receive(consumer, fate, timeout))
+        return await self._receive(consumer, fate, timeout)
+
+    async def _receive(self, consumer: Consumer, fate: Disposition, timeout: float | None) -> Delivery | None:
         deadline = None if timeout is None else self._clock.monotonic() + timeout
         while True:
             if self._ready:
@@ -114,10 +120,8 @@ class Deliveries:
                     consumer.drop_stale(inbound)
                     self._leave(inbound)
                     continue
-                expires = expires_of(inbound) if inbound.headers else None
-                if expires is not None and expires <= self._clock.time():
-                    # It waited here for its turn, or for the application.
-                    await self._expire(consumer, inbound)
+                if fate.has_expired(inbound):
+                    await self._expire(fate, inbound)
                     continue
                 consumer.mark_started(inbound)
                 return Delivery(inbound, self, fate.attempt(inbound), self._clock.time())
@@ -155,9 +159,9 @@ class Deliveries:
             # Others wait for what this one received, or must see that the pump stands still.
             self._ring()
 
-    async def _expire(self, consumer: Consumer, inbound: Inbound) -> None:
+    async def _expire(self, fate: Disposition, inbound: Inbound) -> None:
         try:
-            await consumer.expire(inbound)
+            await fate.expire(inbound)
         except BaseException:
             self._ready.appendleft(inbound)
             raise
@@ -217,7 +221,7 @@ class Deliveries:
 
     async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
         _, fate = self._parts()
-        await fate.bury(inbound, attempt, "rejected", reason)
+        await fate.bury(inbound, attempt, "rejected", reason, keep=True)
         self._leave(inbound)
 
     async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:

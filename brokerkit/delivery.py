@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
 
 from brokerkit import codec
 from brokerkit.envelope import message_of
-from brokerkit.errors import AlreadySettled
+from brokerkit.errors import AlreadySettled, check_seconds
 from brokerkit.message import Message
 from brokerkit.spi import Inbound
 
@@ -28,7 +28,8 @@ class Settler(Protocol):
     async def settle_nack(self, inbound: Inbound, attempt: int, delay: float | None) -> None:
         """Give back for another attempt; ``delay`` None takes the topic's backoff."""
 
-    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None: ...
+    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
+        """Make a dead letter; raise the `BrokerError` for which that cannot be done, and settle nothing then."""
 
     async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None: ...
 
@@ -103,12 +104,21 @@ class Delivery:
             await self._settler.settle_ack(self._inbound)
 
     async def nack(self, delay: float | None = 0.0) -> None:
-        """Give back for another attempt after ``delay`` seconds; None takes the topic's backoff."""
+        """Give back for another attempt after ``delay`` seconds; None takes the topic's backoff.
+
+        Raise `PayloadError` for a delay that is no finite number of at least 0 and `CapabilityNotSupported` for one
+        that cannot be kept here; nothing has happened then.
+        """
+        if delay is not None:
+            check_seconds("delay", delay)
         if self._settle("nack"):
             await self._carry_out(self._settler.settle_nack(self._inbound, self.attempt, delay))
 
     async def reject(self, reason: str = "rejected") -> None:
-        """Make it a dead letter of its group."""
+        """Make it a dead letter of its group.
+
+        Raise `SendRefused` or another `BrokerError` when that cannot be stored; any verb may follow then.
+        """
         if self._settle("reject"):
             await self._carry_out(self._settler.settle_reject(self._inbound, self.attempt, reason))
 
@@ -121,7 +131,8 @@ class Delivery:
             raise
 
     async def extend(self, seconds: float) -> None:
-        """Keep the delivery for ``seconds`` from now, where deliveries have leases."""
+        """Keep the delivery for ``seconds`` from now, where deliveries have leases; raise `PayloadError` as `nack`."""
+        check_seconds("seconds", seconds)
         await self._settler.extend([self._inbound], seconds)
 
     def _settle(self, verb: str) -> bool:

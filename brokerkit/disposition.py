@@ -12,12 +12,12 @@ from typing import Any
 
 from brokerkit.clock import Clock, Timer
 from brokerkit.consumer import Consumer
-from brokerkit.envelope import attempt_of, message_of
+from brokerkit.envelope import attempt_of, expires_of, message_of
 from brokerkit.errors import CapabilityNotSupported
 from brokerkit.events import ErrorEvent, ErrorHooks, EventKind
 from brokerkit.follow_ups import FollowUps
 from brokerkit.metrics import Metrics
-from brokerkit.settlement import clean_text
+from brokerkit.settlement import clean_text, clean_traceback, named_text
 from brokerkit.spi import Inbound
 
 __all__ = ["MAX_HELD_DELAY", "Disposition"]
@@ -100,32 +100,50 @@ class Disposition:
         reason: str,
         error: BaseException | str | None,
         handler: str | None = None,
+        *,
+        keep: bool = False,
     ) -> bool:
         """Make a dead letter; where there are none, tell the error hook, count, log and drop.
 
-        Return whether that was done; else the message has gone back to the broker.
+        Return whether that was done; else the message has gone back to the broker.  With ``keep`` raise why it
+        could not be done and leave the message unsettled.
         """
         cause = error if isinstance(error, BaseException) else None
         text = clean_text(error) if error is not None else reason
         where = f"{inbound.topic}:{inbound.group}"
         answers = [self._follow_ups.reply(inbound, None, text)] if inbound.reply_to is not None else []
         consumer = self.consumer
+        forward = consumer.forward_or_keep if keep else consumer.forward
         if self._buries:
             first = self._first_failures.get(inbound)
             letter = consumer.settlement.dead(inbound, reason=reason, attempt=attempt, error=error, first_failure=first)
-            if not await consumer.forward(inbound, [letter, *answers]):
+            if not await forward(inbound, [letter, *answers]):
                 return False
             self._metrics.count("dead")
             log.warning("message %s of %s is a dead letter (%s): %s", inbound.message_id, where, reason, text)
             self.tell("dead", reason, inbound=inbound, attempt=attempt, error=cause, handler=handler)
             return True
+        if not answers:
+            consumer.ack(inbound)
+        elif not await forward(inbound, answers):
+            return False
         self._metrics.count("dropped")
         log.error("message %s of %s is dropped (%s): %s", inbound.message_id, where, reason, text)
         self.tell("dropped", reason, inbound=inbound, attempt=attempt, error=cause, handler=handler)
-        if not answers:
-            consumer.ack(inbound)
-            return True
-        return await consumer.forward(inbound, answers)
+        return True
+
+    def has_expired(self, inbound: Inbound) -> bool:
+        """Whether the time to live of ``inbound`` is over."""
+        expires = expires_of(inbound) if inbound.headers else None
+        return expires is not None and expires <= self._clock.time()
+
+    async def expire(self, inbound: Inbound) -> None:
+        """Settle a message whose time to live is over, as its topic's ``expired`` setting says."""
+        self._metrics.count("expired")
+        if self.consumer.expired == "dead" and self._buries:
+            await self.bury(inbound, self.attempt(inbound), "expired", "its time to live is over")
+        else:
+            self.consumer.ack(inbound)
 
     async def again(
         self,
@@ -138,9 +156,11 @@ class Disposition:
         """Have the message again as attempt + 1 after ``delay`` seconds."""
         now = self._clock.time()
         if error is not None:
-            self.tell("failed", str(error), inbound=inbound, attempt=attempt, error=error, handler=handler)
+            self.tell("failed", clean_text(error), inbound=inbound, attempt=attempt, error=error, handler=handler)
             where = f"{inbound.topic}:{inbound.group}"
-            log.info("message %s of %s failed: %r; again in %.2f s", inbound.message_id, where, error, delay)
+            log.info(
+                "message %s of %s failed: %s; again in %.2f s", inbound.message_id, where, named_text(error), delay
+            )
         if self.in_place:
             self._metrics.count("retried")
             self.attempts[inbound] = attempt + 1
@@ -249,8 +269,8 @@ class Disposition:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             options = self.consumer.options
-            log.error("a settlement of %s:%s failed", options.topic, options.group, exc_info=error)
-            self.tell("policy", str(error), error=error)
+            log.error("a settlement of %s:%s failed\n%s", options.topic, options.group, clean_traceback(error))
+            self.tell("policy", clean_text(error), error=error)
 
     async def aclose(self) -> None:
         """Cancel the settlements that are under way."""

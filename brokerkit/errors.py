@@ -23,6 +23,7 @@ BrokerError
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Self
 
 __all__ = [
@@ -184,5 +185,16 @@ class Retry(Exception):
     """
 
     def __init__(self, delay: float | None = None) -> None:
+        """Raise `PayloadError` for a delay that is no finite number of at least 0."""
         super().__init__(delay)
+        if delay is not None:
+            check_seconds("delay", delay)
         self.delay = delay
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise `PayloadError` unless ``value`` is a finite number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PayloadError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise PayloadError(f"{name} is a finite number of seconds of at least 0, not {value!r}")

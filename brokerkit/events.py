@@ -61,6 +61,12 @@ class ErrorHooks:
             )
         self._hooks.append(hook)
 
+    def copy(self) -> ErrorHooks:
+        """Return other hooks that begin with the same ones."""
+        other = ErrorHooks()
+        other._hooks = list(self._hooks)
+        return other
+
     def tell(self, event: ErrorEvent) -> None:
         """Call all hooks."""
         for hook in tuple(self._hooks):

@@ -68,6 +68,12 @@ class ThreadExecutor:
         self._queue.put((future, outbox, contextvars.copy_context(), fn, args))
         return future
 
+    @property
+    def outstanding(self) -> int:
+        """How many calls of the running event loop have not handed their result to it."""
+        outbox = self._outboxes.get(asyncio.get_running_loop())
+        return 0 if outbox is None else outbox.outstanding
+
     def running(self) -> int:
         """Return how many calls are running in threads right now."""
         return sum(thread.busy for thread in self._threads)

@@ -13,12 +13,10 @@ from brokerkit.envelope import REPLY_ERROR
 from brokerkit.errors import PayloadError
 from brokerkit.producer import Producer
 from brokerkit.results import Outcome
+from brokerkit.settlement import clean_text
 from brokerkit.spi import Destination, Inbound, Outbound, ToDead, ToGroup, ToInbox, ToTopic
 
 __all__ = ["FollowUps", "dump", "load"]
-
-#: A reply carries at most so many characters of the error's text.
-_TEXT_LIMIT = 1_000
 
 _DESTINATIONS: Mapping[str, Callable[..., Destination]] = {
     kind.__name__: kind for kind in (ToTopic, ToGroup, ToDead, ToInbox)
@@ -34,7 +32,8 @@ class FollowUps:
     async def of(self, inbound: Inbound, outcome: Outcome) -> list[Outbound]:
         """Return the follow-ups and the reply of ``outcome``; their topics are declared.
 
-        Raise `PayloadError` when a follow-up has no topic or something cannot be encoded: the handler failed.
+        Raise `PayloadError` when a follow-up has no topic or something cannot be encoded, `CapabilityNotSupported`
+        when it asks for what the connection lacks: the handler failed.
         """
         outbounds = []
         for message in outcome.follow_ups:
@@ -42,7 +41,7 @@ class FollowUps:
                 raise PayloadError("a follow-up message needs a topic", topic=inbound.topic)
             parent = message.parent_id or inbound.message_id
             outbound = self._producer.outbound(message.topic, message, {"parent": parent} if parent else {})
-            await self._producer.prepare(message.topic)
+            await self._producer.prepare(message.topic, outbound)
             outbounds.append(outbound)
         if inbound.reply_to is not None and (outcome.has_reply or not outcome.follow_ups):
             outbounds.append(self.reply(inbound, outcome.reply))
@@ -55,16 +54,11 @@ class FollowUps:
             destination=ToInbox(inbound.reply_to or ""),
             body=body,
             message_id=self._producer.new_id(),
-            headers={} if error is None else {REPLY_ERROR: _clean(error)},
+            headers={} if error is None else {REPLY_ERROR: clean_text(error)},
             content_type=content_type,
             correlation_id=inbound.correlation_id or inbound.message_id,
             timestamp=self._producer.now(),
         )
-
-
-def _clean(text: str) -> str:
-    """Make the text of any error fit for a header: cut, and without what UTF-8 cannot carry."""
-    return text[:_TEXT_LIMIT].encode("utf-8", "replace").decode()
 
 
 def dump(outbounds: list[Outbound]) -> bytes | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from brokerkit import codec
+from brokerkit.blocking_delivery import BlockingDelivery
 from brokerkit.delivery import Delivery
 from brokerkit.errors import ConfigurationError
 from brokerkit.message import Message
@@ -33,7 +34,8 @@ class CallPlan:
 
     The first parameter gets the payload decoded into its annotation (bytes, str, `Message`, `Delivery`, any type
     that pydantic knows; none: decoded JSON); further ones must be annotated `Message` or `Delivery`, or have a
-    default.  ``*args`` alone gets the payload.
+    default.  ``*args`` alone gets the payload.  A function that is no ``async def`` runs in a thread, and always
+    gets a `BlockingDelivery`, whichever of the two it names.
     """
 
     __slots__ = ("decode", "extras", "is_async", "needs_delivery")
@@ -88,16 +90,23 @@ class CallPlan:
                 )
         while self.extras and isinstance(self.extras[-1], _Default):
             self.extras.pop()
-        self.needs_delivery = Delivery in self.extras
+        if self.is_async and BlockingDelivery in self.extras:
+            raise ConfigurationError(
+                f"handler {name} is an `async def` and runs on the event loop, which a BlockingDelivery would block; "
+                f"annotate Delivery"
+            )
+        self.needs_delivery = Delivery in self.extras or BlockingDelivery in self.extras
 
-    def arguments(self, inbound: Inbound, delivery: Delivery | None, message: Callable[[], Message]) -> list[Any]:
+    def arguments(
+        self, inbound: Inbound, delivery: Delivery | BlockingDelivery | None, message: Callable[[], Message]
+    ) -> list[Any]:
         """Return the arguments; raise `DecodeError` when the body does not fit."""
         found = [self.decode(inbound.body)] if self.decode is not None else []
         for extra in self.extras:
             if isinstance(extra, _Default):
                 found.append(extra.value)
             else:
-                found.append(delivery if extra is Delivery else message())
+                found.append(message() if extra is Message else delivery)
         return found
 
 
@@ -132,8 +141,8 @@ def _hints(target: Callable[..., Any], name: str, parameters: typing.Mapping[str
 
 
 def _special(annotation: Any) -> type | None:
-    """Return `Message` or `Delivery` where the annotation is one of them, perhaps optional or Annotated."""
-    if annotation is Message or annotation is Delivery:
+    """Return which of ours an annotation is, perhaps optional or Annotated; None where it is none of them."""
+    if annotation is Message or annotation is Delivery or annotation is BlockingDelivery:
         return typing.cast(type, annotation)
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:

@@ -37,7 +37,8 @@ RETENTION = 7 * 86400.0
 class Claimed:
     """The key is the owner's until the lease ends: run the handler, then `complete` or `abandon`."""
 
-    #: The starts recorded for the key, this one included; greater with every claim until the key is forgotten.
+    #: The starts recorded for the key, this one included; greater with every claim until the key is forgotten, but
+    #: for starts that were not to be counted.
     token: int
 
 
@@ -110,8 +111,12 @@ class IdempotencyStore(Protocol):
         """Note that the follow-ups of a done key were sent, by whichever owner.  No-op for any other key."""
         ...
 
-    async def abandon(self, key: str, owner: str) -> None:
-        """Free the owner's claim after a failed attempt; its start stays counted.  No-op when it is not its claim."""
+    async def abandon(self, key: str, owner: str, *, uncount: bool = False) -> None:
+        """Free the owner's claim after a failed attempt.  No-op when it is not its claim.
+
+        Its start stays counted, but for ``uncount``: the process itself ended the run before the handler had, as
+        when a worker stops.
+        """
         ...
 
     async def starts(self, key: str) -> int:
@@ -203,10 +208,11 @@ class MemoryIdempotencyStore:
         if entry is not None and entry.done is not None:
             entry.done = Done(entry.done.result, entry.done.follow_ups, True)
 
-    async def abandon(self, key: str, owner: str) -> None:
+    async def abandon(self, key: str, owner: str, *, uncount: bool = False) -> None:
         self._check()
         entry = self._claimed(key, owner)
         if entry is not None:
+            entry.starts -= uncount
             entry.owner = None
             self._touch(key, entry)
 

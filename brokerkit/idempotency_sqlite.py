@@ -150,12 +150,15 @@ class SqliteIdempotencyStore:
         sql = "UPDATE keys SET sent = 1 WHERE key = ? AND state = ?"
         await self._opened().call(lambda db: _execute(db, sql, key, _DONE))
 
-    async def abandon(self, key: str, owner: str) -> None:
-        sql = "UPDATE keys SET state = ?, expires = ? WHERE key = ? AND owner = ? AND state = ? AND expires > ?"
+    async def abandon(self, key: str, owner: str, *, uncount: bool = False) -> None:
+        sql = (
+            "UPDATE keys SET state = ?, expires = ?, starts = starts - ? "
+            "WHERE key = ? AND owner = ? AND state = ? AND expires > ?"
+        )
 
         def work(db: sqlite3.Connection) -> None:
             now = self._clock.time()
-            _execute(db, sql, _FREE, now + self._retention, key, owner, _CLAIMED, now)
+            _execute(db, sql, _FREE, now + self._retention, int(uncount), key, owner, _CLAIMED, now)
 
         await self._opened().call(work)
 

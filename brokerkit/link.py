@@ -74,6 +74,19 @@ class Link:
                     raise self.wrap(exc) from exc
             return self._producer
 
+    async def replace_producer(self) -> tuple[ProducerDriver, ProducerDriver | None]:
+        """Open a new producer for all further sends; return it and the old one, which the caller closes."""
+        connection = await self.connection()
+        async with self._lock:
+            if self.closed:
+                raise Closed("the manager is closed", backend=self.backend.name)
+            try:
+                fresh = await connection.open_producer()
+            except Exception as exc:
+                raise self.wrap(exc) from exc
+            old, self._producer = self._producer, fresh
+            return fresh, old
+
     @property
     def is_connected(self) -> bool:
         """Whether the connection was made and not closed."""

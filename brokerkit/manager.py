@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
@@ -39,6 +40,8 @@ __all__ = ["AsyncManager"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+OpenSession = Callable[[Blueprint, Clock, MessageIds, Metrics, ErrorHooks, "IdempotencyStore | None"], Session]
 
 
 class AsyncManager(Router):
@@ -78,11 +81,12 @@ class AsyncManager(Router):
         self._hooks = ErrorHooks()
         self._metrics = Metrics(self.clock)
         self._session: Session | None = None
+        self._open_session: OpenSession = Session
         self._closed = False
         #: Declares, deletes, purges, and works with dead letters.
         self.admin = Admin(lambda: self._use().link, lambda: self._use().producer)
         #: Figures and health.
-        self.monitor = Monitor(self._link_even_closed, self._metrics, lambda: self._worker)
+        self.monitor = Monitor(self._link_even_closed, lambda: self._metrics, lambda: self._worker)
 
     # --- configuration, read on first use ---
 
@@ -114,6 +118,47 @@ class AsyncManager(Router):
         """Call ``hook`` with an `ErrorEvent` for each failure; usable as a decorator."""
         self._hooks.add(hook)
         return hook
+
+    @contextmanager
+    def _rehearse(
+        self, backend: Backend, url: str, clock: Clock, *, open_session: OpenSession = Session
+    ) -> Iterator[ErrorHooks]:
+        """Work on ``backend`` at ``url``, by ``clock``, inside the block; `brokerkit.testing.in_memory` is made of it.
+
+        Configuration and handlers hold; an idempotency store is one in memory.  What the block registers, configures
+        and counts is gone with it, error hooks included, which it yields.  ``open_session`` makes what belongs to
+        one event loop.  Raise RuntimeError when the manager is open, at the beginning or at the end of the block.
+        """
+        if not self._is_shut():
+            raise RuntimeError("this manager is open: close it before it is put on another backend")
+        blueprint = self._blueprint.on(backend, url)
+        remembers = self._store is not None or blueprint.settings.idempotency.store is not None
+        before = self._blueprint, self.clock, self._store, self._hooks, self._metrics, self._open_session, self._closed
+        specs = list(self.specs)
+        self._blueprint, self.clock, self._open_session, self._closed = blueprint, clock, open_session, False
+        self._store = blueprint.memory_store(clock) if remembers else None
+        self._hooks, self._metrics = self._hooks.copy(), Metrics(clock)
+        try:
+            yield self._hooks
+            if not self._is_shut():
+                raise RuntimeError("this manager is still open: close it before it is put back on its own backend")
+        finally:
+            (
+                self._blueprint, self.clock, self._store, self._hooks, self._metrics, self._open_session, self._closed
+            ) = before  # fmt: skip
+            self.specs[:] = specs
+            session, self._session = self._session, None
+            if session is not None:
+                # Could not be closed.  It must not serve the manager any more.
+                session.forsake()
+
+    def _is_shut(self) -> bool:
+        """Whether nothing is open; what cannot be closed any more is let go."""
+        session = self._session
+        if session is not None and session.is_gone:
+            session.forsake()
+            session = self._session = None
+        return session is None
 
     # --- lifecycle ---
 
@@ -177,7 +222,9 @@ class AsyncManager(Router):
                     "this manager is in use on another event loop; close it there first, or make a manager per loop"
                 )
             session.forsake()
-        self._session = Session(self._blueprint, self.clock, self._ids, self._metrics, self._hooks, self._store)
+        self._session = self._open_session(
+            self._blueprint, self.clock, self._ids, self._metrics, self._hooks, self._store
+        )
         return self._session
 
     def _link_even_closed(self) -> Link:

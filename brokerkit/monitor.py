@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from brokerkit.clock import wait
+from brokerkit.errors import BrokerError
 from brokerkit.link import Link
 from brokerkit.metrics import Metrics, MetricsSnapshot
 from brokerkit.names import check_group, check_topic
+from brokerkit.settlement import clean_text, named_text
 from brokerkit.spi import Capability, GroupStats, Stats
 from brokerkit.topic import Topic
 from brokerkit.worker import Worker
@@ -37,7 +41,8 @@ class Lag:
 class Health:
     """Whether this manager can work.
 
-    status: ``up``; ``degraded`` (the broker answers, but a handler is stuck); ``down`` (no answer); ``closed``.
+    status: ``up``; ``degraded`` (the broker answers, but a handler is stuck or a group cannot be received
+    from); ``down`` (no answer); ``closed``.
     """
 
     healthy: bool
@@ -71,7 +76,9 @@ class QueueStatus:
 class Monitor:
     """Figures of one manager."""
 
-    def __init__(self, link: Callable[[], Link], metrics: Metrics, worker: Callable[[], Worker | None]) -> None:
+    def __init__(
+        self, link: Callable[[], Link], metrics: Callable[[], Metrics], worker: Callable[[], Worker | None]
+    ) -> None:
         self._link = link
         self._metrics = metrics
         self._worker = worker
@@ -125,36 +132,59 @@ class Monitor:
         )
 
     async def health(self, timeout: float = _PING_TIMEOUT) -> Health:
-        """Ask the broker and look at the handlers.  Never raises for a broker that is down."""
-        link = self._link()
+        """Connect if need be, ask the broker, and look at the handlers.  Never raises; takes up to ``timeout`` s."""
+        try:
+            link = self._link()
+        except Exception as exc:
+            return self._unusable(exc)
         if link.closed:
             return self._health(link, None, ["the manager is closed"])
         problems: list[str] = []
         latency: float | None = None
         began = link.clock.monotonic()
+        asking = asyncio.get_running_loop().create_task(_ask(link, timeout), name="brokerkit-health")
         try:
-            connection = await link.connection()
-            await connection.ping(timeout)
-            latency = link.clock.monotonic() - began
+            if await wait(link.clock, asking, timeout):
+                asking.result()
+                latency = link.clock.monotonic() - began
+            else:
+                problems.append(f"the broker did not answer within {timeout:g} s")
         except Exception as exc:
-            problems.append(str(link.wrap(exc)))
+            problems.append(_problem(link, exc))
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
         return self._health(link, latency, problems)
 
     def _closed_health(self) -> Health:
         """Return the health of a closed manager, which needs no event loop."""
         return self._health(self._link(), None, ["the manager is closed"])
 
+    def _unusable(self, error: Exception) -> Health:
+        """Return the health of a manager that cannot even try to connect."""
+        return Health(
+            healthy=False,
+            status="down",
+            backend=getattr(error, "backend", None) or "unknown",
+            connected=False,
+            latency=None,
+            problems=(clean_text(error) if isinstance(error, BrokerError) else named_text(error),),
+            stuck={},
+            as_of=self._metrics().snapshot().window_end,
+        )
+
     def _health(self, link: Link, latency: float | None, problems: list[str]) -> Health:
         worker = self._worker()
         stuck = worker.stuck() if worker is not None else {}
         problems += [f"handler {name} is stuck since {seconds:.0f} s" for name, seconds in stuck.items()]
+        problems += worker.troubles() if worker is not None else []
         status: Literal["up", "degraded", "down", "closed"]
         if link.closed:
             status = "closed"
         elif latency is None:
             status = "down"
         else:
-            status = "degraded" if stuck else "up"
+            status = "degraded" if problems else "up"
         return Health(
             healthy=status == "up",
             status=status,
@@ -168,4 +198,17 @@ class Monitor:
 
     def metrics(self) -> MetricsSnapshot:
         """Return the rates and latencies of the last five minutes of this manager."""
-        return self._metrics.snapshot()
+        return self._metrics().snapshot()
+
+
+async def _ask(link: Link, timeout: float) -> None:
+    connection = await link.connection()
+    await connection.ping(timeout)
+
+
+def _problem(link: Link, error: Exception) -> str:
+    try:
+        return clean_text(link.wrap(error))
+    except Exception:
+        # Not an error that the backend knows: its text alone may say nothing.
+        return named_text(error)

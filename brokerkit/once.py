@@ -9,6 +9,7 @@ from brokerkit.envelope import attempt_of
 from brokerkit.errors import BrokerError
 from brokerkit.follow_ups import dump, load
 from brokerkit.idempotency import Busy, Done, IdempotencyStore
+from brokerkit.settlement import clean_text
 from brokerkit.spi import Inbound
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ async def handle_once(
     try:
         value, delivery = await runner.run(inbound, attempt)
     except BaseException:
-        # Cancelled: the attempt did not end, another worker may have it.
-        await _let_go(store, key, owner)
+        # Cancelled: the attempt did not end and nothing crashed, so it counts as no start; another worker may have
+        # it.  Not so while the thread of a sync handler goes on with it: then the claim ends with its lease.
+        if not runner.invocation.outlives_cancellation:
+            await _let_go(store, key, owner, uncount=True)
         raise
     finally:
         sub.claims.pop(key, None)
@@ -78,7 +81,7 @@ async def handle_once(
         ours = await store.complete(key, owner, None, follow_ups)
     except BrokerError as error:
         # Not recorded, so not acknowledged: it will run again.
-        log.error("the completion of a message for %s could not be recorded: %s", runner.name, error)
+        log.error("the completion of a message for %s could not be recorded: %s", runner.name, clean_text(error))
         await sub.fate.later(inbound, _SOONEST)
         return
     if not ours:
@@ -89,15 +92,17 @@ async def handle_once(
     await _finish(store, sub, key, owner, inbound, follow_ups)
 
 
-async def _let_go(store: IdempotencyStore, key: str, owner: str, *, forget: bool = False) -> None:
+async def _let_go(
+    store: IdempotencyStore, key: str, owner: str, *, forget: bool = False, uncount: bool = False
+) -> None:
     """Free the claim, or make the key unknown; a store that fails keeps the claim until its lease ends."""
     try:
         if forget:
             await store.forget(key)
         else:
-            await store.abandon(key, owner)
+            await store.abandon(key, owner, uncount=uncount)
     except BrokerError as error:
-        log.warning("a claim could not be given up, and ends with its lease: %s", error)
+        log.warning("a claim could not be given up, and ends with its lease: %s", clean_text(error))
 
 
 async def _finish(

@@ -121,6 +121,11 @@ class ProcessExecutor:
         future.add_done_callback(lambda done: self._settle(job, done))
         return future
 
+    @property
+    def outstanding(self) -> int:
+        """How many jobs of the running event loop have not handed their result to it."""
+        return self._threads.outstanding
+
     def running(self) -> int:
         """Return how many jobs are under way in children."""
         return self._threads.running()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from brokerkit import codec
 from brokerkit.envelope import check_options
-from brokerkit.errors import BrokerError, MessageTooLarge, PayloadError
+from brokerkit.errors import BrokerError, MessageTooLarge, PayloadError, SendRefused
 from brokerkit.link import Link
 from brokerkit.message import Message
 from brokerkit.metrics import Metrics
-from brokerkit.spi import Capability, Outbound, ProducerDriver, ToTopic
+from brokerkit.spi import Capability, Destination, Outbound, ProducerDriver, ToTopic
 from brokerkit.topic import Topic
 
 __all__ = ["Producer", "SendOutcome"]
@@ -56,6 +57,8 @@ class Producer:
         self._send_timeout = send_timeout
         self._max_size = max_message_size
         self._driver: ProducerDriver | None = None
+        #: Of ordered topics.
+        self._turns: dict[str, asyncio.Lock] = {}
         #: `Topic` objects that the topology knows already.
         self._entered: set[Topic[Any]] = set()
 
@@ -74,21 +77,14 @@ class Producer:
         except BrokerError as error:
             error.with_context(topic=name, backend=self._link.backend.name)
             raise
-        driver = self._driver
-        if driver is None or self._link.closed or not self._link.is_declared(name):
-            await self._link.connection()
-            # Before the topic is declared: what is not offered is refused without any I/O.
-            self._check_offers(name, outbound)
-            driver = await self._prepare(name)
+        patience = self._send_timeout if timeout is None else min(timeout, self._send_timeout)
+        if outbound.ordered:
+            failure = await self._send_in_turn(name, outbound, patience)
         else:
-            self._check_offers(name, outbound)
-        failure = (await driver.send((outbound,)))[0]
+            failure = await self._send(name, outbound, patience)
         if failure is not None:
-            patience = self._send_timeout if timeout is None else min(timeout, self._send_timeout)
-            failure = (await self._insist([outbound], [failure], patience))[0]
-            if failure is not None:
-                self._metrics.count("send_failed")
-                raise failure
+            self._metrics.count("send_failed")
+            raise failure
         self._metrics.count("sent")
         return outbound.message_id
 
@@ -101,7 +97,15 @@ class Producer:
         name = self._enter(topic)
         # Options that cannot work fail the call, not a thousand messages.
         check_options(options, self._clock.time())
-        driver = await self._prepare(name)
+        await self._ready(name, None, self._send_timeout)
+        if self._topology.ensure(name).ordered:
+            async with self._turn(name):
+                return await self._send_chunks(name, payloads, options, 1)
+        return await self._send_chunks(name, payloads, options, _CHUNKS_IN_FLIGHT)
+
+    async def _send_chunks(
+        self, name: str, payloads: Iterable[object], options: Mapping[str, Any], in_flight: int
+    ) -> list[SendOutcome]:
         outcomes: list[SendOutcome] = []
         under_way: list[tuple[list[SendOutcome | Outbound], asyncio.Task[list[BrokerError | None]]]] = []
 
@@ -117,9 +121,9 @@ class Producer:
             for chunk in _chunks(payloads, _CHUNK):
                 parts = [self._try_outbound(name, payload, options) for payload in chunk]
                 good = [part for part in parts if isinstance(part, Outbound)]
-                if len(under_way) == _CHUNKS_IN_FLIGHT:
+                if len(under_way) == in_flight:
                     await finish_oldest()
-                under_way.append((parts, loop.create_task(self._deliver(driver, good, self._send_timeout))))
+                under_way.append((parts, loop.create_task(self._deliver(good, self._send_timeout))))
             while under_way:
                 await finish_oldest()
         finally:
@@ -138,12 +142,22 @@ class Producer:
 
         Nothing is declared: a destination the core sends to exists, or the outcome says that it does not.
         """
-        driver = self._driver or await self._link.producer()
-        return await self._deliver(driver, outbounds, self._send_timeout if timeout is None else timeout)
+        timeout = self._send_timeout if timeout is None else timeout
+        ordered = {one.destination.topic for one in outbounds if one.ordered and isinstance(one.destination, ToTopic)}
+        async with AsyncExitStack() as turns:
+            for topic in sorted(ordered):
+                await turns.enter_async_context(self._turn(topic))
+            return await self._deliver(outbounds, timeout)
 
-    async def prepare(self, topic: str) -> None:
-        """Connect and declare ``topic`` without sending."""
-        await self._prepare(topic)
+    async def prepare(self, topic: str, outbound: Outbound) -> None:
+        """Connect and declare ``topic`` without sending; raise `CapabilityNotSupported` as a send of it would."""
+        await self._ready(topic, outbound, self._send_timeout)
+
+    async def restart(self) -> None:
+        """Send through a new driver from now on; what the old one was asked to send ends with it, unharmed."""
+        self._driver, old = await self._link.replace_producer()
+        if old is not None:
+            await old.aclose()
 
     def new_id(self) -> str:
         """Return an id for one more message."""
@@ -246,16 +260,58 @@ class Producer:
         return topic.name
 
     async def _prepare(self, name: str) -> ProducerDriver:
-        driver = self._driver = await self._link.producer()
         if not self._link.is_declared(name):
             await self._link.declare(name)
+        # Last, so that nothing comes between it and the send: `restart` may replace it at any await.
+        driver = self._driver = await self._link.producer()
         return driver
 
-    async def _deliver(
-        self, driver: ProducerDriver, outbounds: Sequence[Outbound], timeout: float
-    ) -> list[BrokerError | None]:
+    async def _ready(self, name: str, outbound: Outbound | None, timeout: float) -> ProducerDriver:
+        """Connect and declare; what may pass is tried again for ``timeout`` seconds."""
+        deadline = self._clock.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._link.connection()
+                if outbound is not None:
+                    # Before the topic is declared: what is not offered is refused without any I/O.
+                    self._check_offers(name, outbound)
+                return await self._prepare(name)
+            except BrokerError as error:
+                wait = random.uniform(pause / 2, pause)
+                if not error.retryable or self._clock.monotonic() + wait >= deadline:
+                    raise
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            await self._clock.sleep(wait)
+
+    async def _send(self, name: str, outbound: Outbound, patience: float) -> BrokerError | None:
+        driver = self._driver
+        if driver is None or self._link.closed or not self._link.is_declared(name):
+            deadline = self._clock.monotonic() + patience
+            driver = await self._ready(name, outbound, patience)
+            patience = deadline - self._clock.monotonic()
+        else:
+            self._check_offers(name, outbound)
+        failure = (await driver.send((outbound,)))[0]
+        return failure and (await self._insist([outbound], [failure], patience))[0]
+
+    async def _send_in_turn(self, name: str, outbound: Outbound, patience: float) -> BrokerError | None:
+        deadline = self._clock.monotonic() + patience
+        async with self._turn(name):
+            left = deadline - self._clock.monotonic()
+            if left > 0:
+                return await self._send(name, outbound, left)
+        error = SendRefused("not sent: what was sent before it on this ordered topic took all of its time")
+        return self._with_context(outbound, error)
+
+    def _turn(self, name: str) -> asyncio.Lock:
+        """Return the lock of an ordered topic: sends get it in the order of their calls and keep it until the end."""
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    async def _deliver(self, outbounds: Sequence[Outbound], timeout: float) -> list[BrokerError | None]:
         if not outbounds:
             return []
+        driver = self._driver or await self._link.producer()
         errors = list(await driver.send(outbounds))
         if any(errors):
             errors = await self._insist(outbounds, errors, timeout)
@@ -268,7 +324,7 @@ class Producer:
         deadline = self._clock.monotonic() + timeout
         pause = _FIRST_PAUSE
         while True:
-            again = [index for index, error in enumerate(errors) if error is not None and error.retryable]
+            again = _to_send_again(outbounds, errors)
             wait = random.uniform(pause / 2, pause)
             if not again or self._clock.monotonic() + wait >= deadline:
                 break
@@ -295,3 +351,22 @@ def _chunks(items: Iterable[object], size: int) -> Iterable[list[object]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _to_send_again(outbounds: Sequence[Outbound], errors: Sequence[BrokerError | None]) -> list[int]:
+    """Return which messages to send again: what may pass, and where order counts all that came after it.
+
+    That stores again what was stored already, behind what it would else have overtaken for good.
+    """
+    again = []
+    broken: set[tuple[Destination, str | None]] = set()
+    for index, (outbound, error) in enumerate(zip(outbounds, errors, strict=True)):
+        if error is not None:
+            if not error.retryable:
+                continue
+            if outbound.ordered:
+                broken.add((outbound.destination, outbound.key))
+        elif not outbound.ordered or (outbound.destination, outbound.key) not in broken:
+            continue
+        again.append(index)
+    return again

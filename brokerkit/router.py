@@ -196,10 +196,15 @@ class Router:
     def _add(self, spec: HandlerSpec) -> None:
         """Take one checked registration; the manager overrides this to start it when it runs already."""
         for other in self.specs:
-            if (other.topic, other.group, other.type) == (spec.topic, spec.group, spec.type):
+            if _place(other) == _place(spec):
                 raise ConfigurationError(
                     f"two handlers for topic {spec.topic!r}, group {spec.group!r}, type {spec.type!r}: "
                     f"{other.name} and {spec.name}; give them different types or groups",
                     topic=spec.topic,
                 )
         self.specs.append(spec)
+
+
+def _place(spec: HandlerSpec) -> tuple[object, ...]:
+    """Return what only one handler can have.  A broadcast reaches every process beside the group of that name."""
+    return spec.topic, spec.group, spec.broadcast, spec.type

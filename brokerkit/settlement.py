@@ -24,11 +24,12 @@ from brokerkit.envelope import (
     DEAD_TRACEBACK,
     SUSPECT,
 )
-from brokerkit.errors import BrokerError, BrokerUnavailable
+from brokerkit.errors import BrokerError, BrokerUnavailable, Reject
 from brokerkit.producer import Producer
 from brokerkit.spi import AtomicSettle, ConsumerDriver, Destination, Inbound, Outbound, ToDead, ToGroup
+from brokerkit.url import redact
 
-__all__ = ["Settlement", "clean_text", "failure_headers"]
+__all__ = ["Settlement", "clean_text", "clean_traceback", "failure_headers", "named_text"]
 
 #: A dead letter keeps at most so many characters of the error's text and of the end of its traceback.
 _TEXT_LIMIT = 1_000
@@ -159,24 +160,40 @@ def failure_headers(error: BaseException | str | None) -> dict[str, str]:
         DEAD_ERROR: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
         DEAD_TEXT: clean_text(error),
     }
+    headers[DEAD_TRACEBACK] = clean_traceback(error)
+    return headers
+
+
+def clean_text(error: BaseException | str) -> str:
+    """Return the text of an error as a header, a log line or a hook may show it.
+
+    Free of credentials and of what UTF-8 cannot encode, and cut: the text of an error may hold anything.
+    """
+    return _clean(_text(error))[:_TEXT_LIMIT]
+
+
+def named_text(error: BaseException) -> str:
+    """Return the type of an error and its `clean_text`."""
+    return f"{type(error).__name__}: {clean_text(error)}"
+
+
+def clean_traceback(error: BaseException) -> str:
+    """Return the end of the traceback of an error, which is where the error is, as `clean_text` does its text."""
     lines = "".join(traceback.format_exception(error, limit=-20))
     text = str(error)
     if len(text) > _TEXT_LIMIT:
         # A long text, say of a validation, would leave no room for the lines of code.
         lines = lines.replace(text, f"{text[:_TEXT_LIMIT]} …")
-    # The end of a traceback is where the error is.
-    headers[DEAD_TRACEBACK] = _clean(lines[-_TRACEBACK_LIMIT:], _TRACEBACK_LIMIT)
-    return headers
+    return _clean(lines)[-_TRACEBACK_LIMIT:]
 
 
-def clean_text(error: BaseException | str) -> str:
-    """Return the text of an error as a header can carry it: cut, and free of what UTF-8 cannot encode."""
-    return _clean(str(error), _TEXT_LIMIT)
+def _text(error: BaseException | str) -> str:
+    return str(error.reason if isinstance(error, Reject) else error)
 
 
-def _clean(text: str, limit: int) -> str:
-    """Cut ``text`` and replace what UTF-8 cannot carry: the text of an error may hold anything."""
-    return text[:limit].encode("utf-8", "replace").decode()
+def _clean(text: str) -> str:
+    # Cutting comes last: of a URL that was cut the password could not be recognised.
+    return redact(text).encode("utf-8", "replace").decode()
 
 
 def _without(headers: Mapping[str, Any], *names: str) -> dict[str, str]:

@@ -107,7 +107,7 @@ def runtime_directories(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 def read_states(directories: list[Path] | None = None) -> list[WorkerState]:
     """Return the states of all workers of this user on this host, by id; what cannot be read is left out."""
-    found = {}
+    found: dict[str, WorkerState] = {}
     for directory in runtime_directories() if directories is None else directories:
         for path in _files(directory):
             state = _read(path)

@@ -1,21 +1,23 @@
-"""`Subscription`: one group of one topic in a worker: intake, dispatch, order, suspects, drain."""
+"""`Subscription`: one group of one topic in a worker: dispatch, order, suspects, drain."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from brokerkit.consumer import Consumer
 from brokerkit.disposition import MAX_HELD_DELAY, Disposition
 from brokerkit.envelope import SUSPECT, attempt_of
-from brokerkit.errors import BrokerError, CapabilityNotSupported, Closed, ConfigurationError, TopicNotFound
+from brokerkit.errors import CapabilityNotSupported, ConfigurationError
+from brokerkit.intake import Intake
 from brokerkit.lanes import Lanes
 from brokerkit.names import TagFilter
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import HandlerSpec
 from brokerkit.runner import CRASHED, Runner
+from brokerkit.settlement import clean_text, clean_traceback
 from brokerkit.spi import Capability, ConsumerOptions, Inbound
 from brokerkit.suspects import Suspects
 
@@ -26,12 +28,8 @@ __all__ = ["Subscription"]
 
 log = logging.getLogger("brokerkit.worker")
 
-#: Seconds that one receive waits; also how long a drain may wait for it on a driver that cannot be cancelled.
-_RECEIVE = 1.0
 #: Seconds before a message on which brokerkit failed is tried again.
 _FAULT_PAUSE = 1.0
-#: Pauses after trouble with the consumer, in seconds: doubled up to the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
 class Subscription:
@@ -40,17 +38,18 @@ class Subscription:
     consumer: Consumer
     fate: Disposition
 
-    def __init__(self, worker: Worker, topic: str, group: str) -> None:
+    def __init__(self, worker: Worker, topic: str, group: str, broadcast: bool) -> None:
+        """``broadcast``: every process gets every message."""
         self.topic = topic
         self.group = group
+        self.broadcast = broadcast
         self.claims: dict[str, str] = {}
         self.paused = False
         self._worker = worker
         self._runners: dict[str | None, Runner] = {}
         self._lanes: Lanes | None = None
         self._suspects = Suspects(worker.clock, self._dispatch, self._stamp, lambda work: self.fate.spawn(work))
-        self._intake_task: asyncio.Task[None] | None = None
-        self._room: asyncio.Future[None] | None = None
+        self._intake = Intake(worker.link, self, admit=self._admit, reopen=self._reopen)
         #: Deliveries that may run again as soon as the handler that nacked them has returned.
         self._resumed: set[Inbound] = set()
         #: What may run, but not now: while an ordered or broadcast group is paused.
@@ -61,7 +60,11 @@ class Subscription:
     # --- set-up ---
 
     def add(self, spec: HandlerSpec, policy: RetryPolicy) -> None:
-        """Add a handler; raise `ConfigurationError` where it contradicts the others of the group."""
+        """Add a handler; raise `ConfigurationError` where it contradicts the others of the group.
+
+        One that is added to an open group shares its prefetch until the consumer is opened again: opened anew at
+        once, all that is under way would run twice.
+        """
         if spec.type in self._runners:
             other = self._runners[spec.type].spec
             raise ConfigurationError(
@@ -70,12 +73,14 @@ class Subscription:
                 topic=self.topic,
             )
         for other in self.specs:
-            for name in ("broadcast", "native"):
-                if getattr(other, name) != getattr(spec, name):
-                    raise ConfigurationError(
-                        f"handlers {other.name} and {spec.name} share a consumer and must agree on {name}",
-                        topic=self.topic,
-                    )
+            differing = "native" if other.native != spec.native else None
+            if self.broadcast and _filter_of(other) != _filter_of(spec):
+                differing = "tag"
+            if differing is not None:
+                raise ConfigurationError(
+                    f"handlers {other.name} and {spec.name} share a consumer and must agree on {differing}",
+                    topic=self.topic,
+                )
         if spec.idempotent and self._worker.store is None:
             raise ConfigurationError(
                 f"handler {spec.name} is idempotent, but there is no store: set idempotency: {{store: sqlite}} "
@@ -98,9 +103,16 @@ class Subscription:
         return list(self._runners.values())
 
     @property
-    def broadcast(self) -> bool:
-        """Whether every process gets every message."""
-        return any(runner.spec.broadcast for runner in self._runners.values())
+    def _prefetch(self) -> int:
+        return sum(runner.spec.effective_prefetch for runner in self._runners.values())
+
+    @property
+    def _tag(self) -> str:
+        """The tag filter: that of the group, which is declared; a broadcast has no group, only handlers."""
+        if self.broadcast:
+            return _filter_of(self.specs[0])
+        group = self._worker.link.topology[self.topic].groups.get(self.group)
+        return TagFilter(group.tag if group is not None else "*").expression
 
     async def open(self) -> None:
         """Check what the handlers need, open the consumer and begin to receive."""
@@ -109,8 +121,8 @@ class Subscription:
         options = ConsumerOptions(
             topic=self.topic,
             group=self.group,
-            prefetch=sum(runner.spec.effective_prefetch for runner in self._runners.values()),
-            tag=TagFilter(spec.tag if spec is not None else "*").expression,
+            prefetch=self._prefetch,
+            tag=self._tag,
             ordered=ordered,
             broadcast=self.broadcast,
             native=next(iter(self._runners.values())).spec.native,
@@ -123,11 +135,11 @@ class Subscription:
         self._adopt(await self._open_consumer(options))
         self._open = True
         if not self.paused:
-            self._start_intake()
+            self._intake.start()
 
     def _adopt(self, consumer: Consumer) -> None:
         self.consumer = consumer
-        consumer.on_room = self._make_room
+        consumer.on_room = self._intake.make_room
         worker = self._worker
         self.fate = Disposition(consumer, worker.clock, worker.metrics, worker.hooks, worker.follow_ups, self._resume)
         self.fate.on_sent = self.after
@@ -154,58 +166,15 @@ class Subscription:
                 "%s: without an idempotency store a crash is not counted as an attempt in an ordered group", where
             )
 
-    # --- intake ---
-
-    def _start_intake(self) -> None:
-        name = f"brokerkit-intake-{self.topic}:{self.group}"
-        self._intake_task = asyncio.get_running_loop().create_task(self._intake(), name=name)
-
-    async def _stop_intake(self) -> None:
-        task, self._intake_task = self._intake_task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _intake(self) -> None:
-        clock = self._worker.clock
-        pause = _FIRST_PAUSE
-        while True:
-            began = clock.monotonic()
-            try:
-                await self._receive_for_ever()
-            except Closed:
-                if self._worker.link.closed:
-                    return
-                # The link is not: only this consumer is gone, and nobody would bring it back.
-                await self._reopen()
-            except TopicNotFound as error:
-                self.fate.tell("receive", str(error), error=error)
-                self._worker.link.forget(self.topic)
-                await self._reopen()
-            except BrokerError as error:
-                self.fate.tell("receive", str(error), error=error)
-                log.warning("receiving from %s:%s failed: %s", self.topic, self.group, error)
-            except Exception as error:
-                # A fault of a driver must not end a group in silence.
-                self.fate.tell("receive", str(error), error=error)
-                log.exception("receiving from %s:%s failed", self.topic, self.group)
-            if clock.monotonic() - began > _LONGEST_PAUSE:
-                pause = _FIRST_PAUSE
-            await clock.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+    # --- the consumer ---
 
     async def _reopen(self) -> None:
-        """Replace a consumer whose topic was deleted; what it delivered cannot be settled any more."""
+        """Replace a consumer that is gone, say with its topic; what it delivered cannot be settled any more."""
         old, fate = self.consumer, self.fate
-        try:
-            new = await self._open_consumer(old.options)
-        except BrokerError as error:
-            log.warning("receiving from %s:%s could not begin again: %s", self.topic, self.group, error)
-            return
-        self._adopt(new)
+        self._adopt(await self._open_consumer(replace(old.options, prefetch=self._prefetch)))
         # All of these are stale; a lane would wait for ever for one whose turn was forgotten.
         for runner in self._runners.values():
-            runner.take_back()
+            runner.slots.take_back()
         self._suspects.take_back()
         self._resumed.clear()
         self._aside.clear()
@@ -228,28 +197,15 @@ class Subscription:
             expired=(settings.expired if settings is not None else None) or "drop",
         )
 
-    async def _receive_for_ever(self) -> None:
-        prefetch = self.consumer.options.prefetch
-        few = max(1, prefetch // 4)
-        loop = asyncio.get_running_loop()
-        while True:
-            consumer = self.consumer
-            room = prefetch - consumer.pending
-            # Large batches cost less a message; while plenty waits here there is no hurry.
-            if room <= 0 or (room < few and self._queued() >= few):
-                self._room = loop.create_future()
-                await self._room
-                self._room = None
-                continue
-            for inbound in await consumer.receive(room, _RECEIVE):
-                self._admit(inbound)
+    @property
+    def queued(self) -> int:
+        """How many deliveries wait for a handler."""
+        return sum(len(runner.slots.queue) for runner in self._runners.values())
 
-    def _queued(self) -> int:
-        return sum(len(runner.queue) for runner in self._runners.values())
-
-    def _make_room(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be received at the moment; None when nothing is wrong, or nothing is wanted."""
+        return self._intake.trouble if self.is_receiving else None
 
     # --- dispatch ---
 
@@ -278,7 +234,7 @@ class Subscription:
         runners = self._runners
         runner = runners.get(inbound.type) or runners.get(None)
         if runner is not None:
-            runner.submit(inbound)
+            runner.slots.submit(inbound)
         else:
             known = ", ".join(sorted(str(type_) for type_ in runners))
             reason = f"no handler for type {inbound.type!r}; handlers exist for {known}"
@@ -286,16 +242,20 @@ class Subscription:
 
     async def _bury_unhandled(self, inbound: Inbound, reason: str) -> None:
         try:
+            if self.fate.has_expired(inbound):
+                await self.fate.expire(inbound)
+                return
             await self.fate.bury(inbound, attempt_of(inbound), "no-handler", reason, None)
         except Exception as error:
-            log.exception("a message of %s:%s that has no handler could not be settled", self.topic, self.group)
+            trace = clean_traceback(error)
+            log.error("a message of %s:%s without a handler could not be settled\n%s", self.topic, self.group, trace)
             await self.give_back(inbound, error, None)
         finally:
             self.after(inbound)
 
     def _resume(self, inbound: Inbound) -> None:
         """Run a delivery whose wait in memory is over."""
-        if any(inbound in runner.running for runner in self._runners.values()):
+        if any(inbound in runner.slots.running for runner in self._runners.values()):
             self._resumed.add(inbound)
         else:
             self._dispatch(inbound)
@@ -328,8 +288,8 @@ class Subscription:
             if self._suspects.has_turn(inbound):
                 self.fate.spawn(self._end_turn(inbound))
             self.fate.forget(inbound)
-        if self._room is not None:
-            self._make_room()
+        if self._intake.room is not None:
+            self._intake.make_room()
 
     async def _end_turn(self, suspect: Inbound) -> None:
         # The next one may take the process down: what this one achieved must have reached the broker before.
@@ -356,13 +316,13 @@ class Subscription:
 
     async def give_back(self, inbound: Inbound, error: BaseException, handler: str | None) -> None:
         """Have a message on which brokerkit itself failed again, after a while: at once it would fail at once."""
-        self.fate.tell("policy", str(error), inbound=inbound, error=error, handler=handler)
+        self.fate.tell("policy", clean_text(error), inbound=inbound, error=error, handler=handler)
         if inbound not in self.consumer.unsettled or self.fate.waits(inbound):
             return
         try:
             await self.fate.later(inbound, _FAULT_PAUSE)
-        except Exception:
-            log.exception("message %s goes back", inbound.message_id)
+        except Exception as failure:
+            log.error("message %s goes back\n%s", inbound.message_id, clean_traceback(failure))
             if inbound in self.consumer.unsettled:
                 self.consumer.release(inbound)
 
@@ -379,7 +339,7 @@ class Subscription:
         await self.fate.again(inbound, attempt, wait, handler=runner.name)
 
     async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
-        await self.fate.bury(inbound, attempt, "rejected", reason, None)
+        await self.fate.bury(inbound, attempt, "rejected", reason, None, keep=True)
 
     async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:
         await self.consumer.extend(inbounds, seconds)
@@ -395,7 +355,7 @@ class Subscription:
         In an ordered or broadcast group nothing goes back, as that would lose its order, or be lost: it waits here.
         """
         self.paused = True
-        await self._stop_intake()
+        await self._intake.stop()
         if not self.paused:
             return
         if self._in_place:
@@ -410,19 +370,19 @@ class Subscription:
             aside, self._aside = self._aside, []
             for inbound in aside:
                 self._dispatch(inbound)
-            if self._open and not self._draining and self._intake_task is None:
-                self._start_intake()
+            if self._open and not self._draining:
+                self._intake.start()
 
     async def quiesce(self) -> None:
         """Begin the drain: receive nothing more, give back what was not started."""
         self._draining = True
-        await self._stop_intake()
+        await self._intake.stop()
         if self._open:
             self._give_back_unstarted(self.fate.hurry())
             self._return_unstarted()
 
     def _take_queued(self) -> list[Inbound]:
-        return [inbound for runner in self._runners.values() for inbound in runner.take_back()]
+        return [inbound for runner in self._runners.values() for inbound in runner.slots.take_back()]
 
     def _return_unstarted(self) -> None:
         unstarted = self._take_queued() + self._suspects.take_back() + self._aside
@@ -439,19 +399,28 @@ class Subscription:
                 self.consumer.release(inbound)
 
     @property
+    def is_receiving(self) -> bool:
+        """Whether it takes messages from the broker now: opened, and neither paused nor ending."""
+        return self._open and not self.paused and not self._draining
+
+    @property
     def idle(self) -> bool:
         """Whether no handler runs and no settlement of the core is under way."""
-        return not self.fate.busy and not any(runner.running for runner in self._runners.values())
+        return not self.fate.busy and not any(runner.slots.running for runner in self._runners.values())
 
     async def aclose(self) -> None:
         """Cancel what still runs and close the consumer, which gives back what was not settled."""
-        await self._stop_intake()
+        await self._intake.stop()
         if not self._open:
             return
         self._open = False
         self._draining = True
         self._return_unstarted()
         for runner in self._runners.values():
-            await runner.cancel()
+            await runner.slots.cancel()
         await self.fate.aclose()
         await self.consumer.aclose()
+
+
+def _filter_of(spec: HandlerSpec) -> str:
+    return TagFilter(spec.tag if spec.tag is not None else "*").expression

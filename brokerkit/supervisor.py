@@ -7,6 +7,7 @@ one it writes tells the supervisor, as lines of JSON, which files it was made of
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -49,7 +50,10 @@ class _Child:
     reports: int
     since: float
     unread: bytes = b""
-    loaded: bool = False
+    #: It will report no more: it is about to end.
+    silent: bool = False
+    #: It was told to stop; a second time would mean now.
+    asked: bool = False
     stop_timeout: float = 30.0
 
 
@@ -87,21 +91,19 @@ class Supervisor:
         self._say = say
         self._clock = clock or SystemClock()
         self._signals = 0
+        #: Whether any child ever loaded the application.
+        self._loaded = False
+        self._hopeless = False
 
     def run(self) -> int:
         """Return the exit code: 0 after an orderly stop, 2 when the first child could not be configured."""
         with self._listening() as wakeup:
             try:
-                first = self._slots[0]
-                self._start(first)
-                # One child tells whether the application can be loaded; the others would only repeat it.
-                while not self._signals and not self._is_loaded(first):
-                    self._look(wakeup)
-                    if self._ended_for_good(first):
-                        return CONFIGURATION
                 while not self._signals:
                     self._keep()
                     self._look(wakeup)
+                    if self._hopeless:
+                        return CONFIGURATION
                 return self._stop(wakeup)
             finally:
                 self._kill()
@@ -133,13 +135,19 @@ class Supervisor:
             self._restart()
             return
         now = self._clock.monotonic()
-        for slot in self._slots:
+        # One child tells whether the application can be loaded; the others would only repeat it.
+        for slot in self._slots if self._loaded else self._slots[:1]:
             if slot.child is None and (slot.restart_at is None or now >= slot.restart_at):
                 self._start(slot)
 
-    def _restart(self) -> None:
+    def _ask(self) -> None:
         for child in self._children():
-            child.process.send_signal(signal.SIGTERM)
+            if not child.asked:
+                child.asked = True
+                child.process.send_signal(signal.SIGTERM)
+
+    def _restart(self) -> None:
+        self._ask()
         deadline = self._clock.monotonic() + self._patience()
         while any(slot.child for slot in self._slots):
             self._look(None, stopping=True)
@@ -155,7 +163,7 @@ class Supervisor:
 
     def _look(self, wakeup: int | None, *, stopping: bool = False) -> None:
         """Wait a moment for signals, reports and ends of children; take note of them."""
-        pipes = {child.reports: child for child in self._children()}
+        pipes = {child.reports: child for child in self._children() if not child.silent}
         waiting = [*pipes, *([wakeup] if wakeup is not None else [])]
         ready, _, _ = select.select(waiting, [], [], _LOOK)
         for descriptor in ready:
@@ -164,32 +172,26 @@ class Supervisor:
                 self._hear(child)
             else:
                 os.read(descriptor, 1024)
-        if ready and all(descriptor in pipes for descriptor in ready) and self._only_ended(pipes, ready):
-            # The pipe of a dead child is always ready; without this the loop would spin until it is reaped.
-            select.select([], [], [], _LOOK / 10)
         for slot in self._slots:
             if slot.child is not None and slot.child.process.poll() is not None:
                 self._bury(slot, stopping=stopping)
 
-    @staticmethod
-    def _only_ended(pipes: dict[int, _Child], ready: list[int]) -> bool:
-        return all(pipes[descriptor].process.poll() is None for descriptor in ready)
-
     def _hear(self, child: _Child) -> None:
-        try:
-            child.unread += os.read(child.reports, 1 << 16)
-        except BlockingIOError:
-            return
+        while not child.silent:
+            try:
+                heard = os.read(child.reports, 1 << 16)
+            except BlockingIOError:
+                break
+            child.unread += heard
+            child.silent = not heard
         *lines, child.unread = child.unread.split(b"\n")
         for line in lines:
             report: dict[str, Any] = json.loads(line)
-            child.loaded = child.loaded or bool(report.get("loaded"))
+            self._loaded = self._loaded or bool(report.get("loaded"))
             child.stop_timeout = float(report.get("stop_timeout", child.stop_timeout))
-            known = self._slots[child.number - 1].files
+            slot = self._slots[child.number - 1]
             # The stamp of a known file stays: a change between two reports must be seen.
-            self._slots[child.number - 1].files = {
-                path: known.get(path) or _stamp(path) for path in report.get("files", ())
-            }
+            slot.files = {path: slot.files.get(path) or _stamp(path) for path in report.get("files", ())}
 
     def _bury(self, slot: _Slot, *, stopping: bool) -> None:
         child = slot.child
@@ -205,20 +207,15 @@ class Supervisor:
         lived = self._clock.monotonic() - child.since
         if code == CONFIGURATION and self._reload and slot.files:
             self._say("waiting for a change of its files")
-            slot.restart_at = float("inf")
+            slot.restart_at = math.inf
+            return
+        if code == CONFIGURATION and not self._loaded:
+            self._hopeless = True
             return
         slot.pause = _FIRST_PAUSE if lived >= _LIVED else slot.pause
         slot.restart_at = self._clock.monotonic() + slot.pause
-        if code != CONFIGURATION or child.loaded:
-            self._say(f"process {slot.number} (pid {child.process.pid}) {_end(code)}: restarting in {slot.pause:g} s")
+        self._say(f"process {slot.number} (pid {child.process.pid}) {_end(code)}: restarting in {slot.pause:g} s")
         slot.pause = min(slot.pause * 2, _LAST_PAUSE)
-
-    def _ended_for_good(self, slot: _Slot) -> bool:
-        """Whether the first child ended before it loaded, and nothing here would help it."""
-        return slot.child is None and slot.restart_at != float("inf")
-
-    def _is_loaded(self, slot: _Slot) -> bool:
-        return slot.restart_at == float("inf") or (slot.child is not None and slot.child.loaded)
 
     def _children(self) -> list[_Child]:
         return [slot.child for slot in self._slots if slot.child is not None]
@@ -227,8 +224,7 @@ class Supervisor:
 
     def _stop(self, wakeup: int) -> int:
         """Drain the children; the second signal ends them now."""
-        for child in self._children():
-            child.process.send_signal(signal.SIGTERM)
+        self._ask()
         if self._children():
             self._say(f"stopping {len(self._children())} processes; once more stops without waiting")
         deadline = self._clock.monotonic() + self._patience()

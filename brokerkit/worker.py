@@ -7,10 +7,11 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from types import CodeType
+from typing import Any
 
 from brokerkit.clock import Clock
 from brokerkit.deadlines import DeadlineTable
-from brokerkit.errors import BrokerError, ConfigurationError
+from brokerkit.errors import BrokerError, Closed, ConfigurationError
 from brokerkit.events import ErrorEvent, ErrorHooks
 from brokerkit.executors import ThreadExecutor
 from brokerkit.follow_ups import FollowUps
@@ -25,6 +26,9 @@ from brokerkit.subscription import Subscription
 from brokerkit.watchdog import LoopWatchdog
 
 __all__ = ["Worker"]
+
+#: Topic, group, and whether it is a broadcast: that has nothing in common with a group of the same name.
+_Key = tuple[str, str, bool]
 
 log = logging.getLogger("brokerkit.worker")
 
@@ -64,13 +68,13 @@ class Worker:
         self.follow_ups = FollowUps(producer)
         self.random = random.random
         self._policy_of = policy_of
-        self._subscriptions: dict[tuple[str, str], Subscription] = {}
+        self._subscriptions: dict[_Key, Subscription] = {}
         self._threads: dict[int, ThreadExecutor] = {}
         self._processes: dict[int, ProcessExecutor] = {}
         self._watchdog = LoopWatchdog(self._handler_codes)
         self._renewing: asyncio.Task[None] | None = None
-        self._paused: set[tuple[str, str]] = set()
-        self._adding: set[asyncio.Task[None]] = set()
+        self._paused: set[_Key] = set()
+        self._adding: set[asyncio.Task[Any]] = set()
         self._hurried = False
         self._ending = False
 
@@ -81,9 +85,9 @@ class Worker:
         if self.store is not None:
             await self.store.open()
         try:
-            groups: dict[tuple[str, str], list[HandlerSpec]] = {}
+            groups: dict[_Key, list[HandlerSpec]] = {}
             for spec in specs:
-                groups.setdefault((spec.topic, spec.group or ""), []).append(spec)
+                groups.setdefault(_key(spec), []).append(spec)
             fresh = [self._subscription(key, members) for key, members in groups.items()]
             for subscription in fresh:
                 await subscription.open()
@@ -103,7 +107,7 @@ class Worker:
         task.add_done_callback(self._adding.discard)
 
     async def _add(self, spec: HandlerSpec) -> None:
-        key = (spec.topic, spec.group or "")
+        key = _key(spec)
         running = self._subscriptions.get(key)
         try:
             if running is not None:
@@ -116,7 +120,7 @@ class Worker:
             log.error("handler %s could not be started: %s", spec.name, error)
             self.hooks.tell(ErrorEvent(kind="receive", topic=spec.topic, group=key[1], reason=str(error), error=error))
 
-    def _subscription(self, key: tuple[str, str], specs: list[HandlerSpec]) -> Subscription:
+    def _subscription(self, key: _Key, specs: list[HandlerSpec]) -> Subscription:
         subscription = Subscription(self, *key)
         for spec in specs:
             subscription.add(spec, self._policy_of(spec))
@@ -152,7 +156,50 @@ class Worker:
             self._paused.discard(key)
             self._subscriptions[key].resume()
 
-    def _matching(self, topic: str, group: str | None) -> list[tuple[str, str]]:
+    def is_handling(self, topic: str, group: str) -> bool:
+        """Whether messages of the group are taken from the broker here, now."""
+        return any(sub.is_receiving for key, sub in self._subscriptions.items() if key[:2] == (topic, group))
+
+    def has(self, topic: str, group: str) -> bool:
+        """Whether there is a handler for the group, paused or not."""
+        return any(key[:2] == (topic, group) for key in self._subscriptions)
+
+    async def added(self) -> None:
+        """Return when the handlers that were added so far run, or have told why they do not."""
+        await asyncio.gather(*self._adding, return_exceptions=True)
+
+    async def restart(self, topic: str, group: str, timeout: float) -> bool:
+        """Drain one group for at most ``timeout`` seconds and open its consumer anew; return whether all finished.
+
+        The other groups, and a pause of this one, stay.  Raise `ConfigurationError` when no handler runs for it,
+        `Closed` when the worker is stopped meanwhile, and what opening a consumer raises: then nothing is received
+        until the next restart.
+        """
+        task = asyncio.get_running_loop().create_task(self._restart(topic, group, timeout, set(self._adding)))
+        self._adding.add(task)
+        task.add_done_callback(self._adding.discard)
+        await asyncio.wait((task,))
+        if task.cancelled():
+            raise Closed("the handlers were stopped while a consumer was restarted", topic=topic)
+        return task.result()
+
+    async def _restart(self, topic: str, group: str, timeout: float, before: set[asyncio.Task[Any]]) -> bool:
+        await asyncio.gather(*before, return_exceptions=True)
+        keys = self._matching(topic, group)
+        olds = [self._subscriptions[key] for key in keys]
+        await asyncio.gather(*(old.quiesce() for old in olds))
+        done = await self._idle(olds, timeout)
+        for key, old in zip(keys, olds, strict=True):
+            await old.aclose()
+            try:
+                await self._subscription(key, old.specs).open()
+            except BaseException:
+                # Closed as it is, it still knows the handlers for the next try.
+                self._subscriptions[key] = old
+                raise
+        return done
+
+    def _matching(self, topic: str, group: str | None) -> list[_Key]:
         found = [key for key in self._subscriptions if key[0] == topic and group in (None, key[1])]
         if not found:
             what = f"group {group!r} of topic {topic!r}" if group else f"topic {topic!r}"
@@ -164,15 +211,29 @@ class Worker:
         """How many handlers run right now."""
         return sum(len(runner.running) for sub in self._subscriptions.values() for runner in sub.runners)
 
+    @property
+    def outstanding(self) -> int:
+        """How many handlers run in threads and processes, those included whose result has not reached the loop."""
+        threads = sum(one.outstanding for one in self._threads.values())
+        return threads + sum(one.outstanding for one in self._processes.values())
+
     def stuck(self) -> dict[str, float]:
         """Return the handlers that outlived their timeout: name -> seconds since."""
         now = self.clock.monotonic()
         return {
-            runner.name: now - min(runner.stuck.values())
+            runner.name: now - min(runner.invocation.stuck.values())
             for sub in self._subscriptions.values()
             for runner in sub.runners
-            if runner.stuck
+            if runner.invocation.stuck
         }
+
+    def troubles(self) -> list[str]:
+        """Return a text for each group from which nothing can be received at the moment."""
+        return [
+            f"receiving from {sub.topic}:{sub.group} fails: {sub.trouble}"
+            for sub in self._subscriptions.values()
+            if sub.trouble is not None
+        ]
 
     def _handler_codes(self) -> list[tuple[str, CodeType]]:
         codes = []
@@ -201,15 +262,19 @@ class Worker:
         await self._stop_adding()
         subscriptions = list(self._subscriptions.values())
         await asyncio.gather(*(sub.quiesce() for sub in subscriptions))
+        done = await self._idle(subscriptions, timeout)
+        await self.close()
+        return done
+
+    async def _idle(self, subscriptions: list[Subscription], timeout: float) -> bool:
         deadline = self.clock.monotonic() + timeout
-        while not (done := all(sub.idle for sub in subscriptions)):
+        while not all(sub.idle for sub in subscriptions):
             left = deadline - self.clock.monotonic()
             if left <= 0 or self._hurried:
                 log.warning("%d handlers did not finish within %g s; their messages go back", self.in_flight, timeout)
-                break
+                return False
             await self.clock.sleep(min(_DRAIN_LOOK, left))
-        await self.close()
-        return done
+        return True
 
     def hurry(self) -> None:
         """End a drain that is under way now."""
@@ -218,9 +283,6 @@ class Worker:
     def abandon(self) -> None:
         """End the threads and processes of a worker whose event loop was closed under it."""
         self._watchdog.stop()
-        self._end_executors()
-
-    def _end_executors(self) -> None:
         for threads in self._threads.values():
             threads.close(wait=False)
         for processes in self._processes.values():
@@ -246,6 +308,13 @@ class Worker:
             self._renewing = None
         self._watchdog.stop()
         self.deadlines.close()
-        self._end_executors()
+        for threads in self._threads.values():
+            threads.close(wait=False)
+        # Not by `close`, which waits for the children's ends and would hold up the loop.
+        await asyncio.gather(*(processes.aclose(0) for processes in self._processes.values()))
         if self.store is not None and self._owns_store:
             await self.store.aclose()
+
+
+def _key(spec: HandlerSpec) -> _Key:
+    return spec.topic, spec.group or "", spec.broadcast

@@ -46,6 +46,7 @@ FILES = {
     ("README.md", "dead.py"),
     ("conformance.md", "test_memory.py"),
     ("operations.md", "backup.py"),
+    ("testing.md", "test_app.py"),
     ("writing-a-backend.md", "acme.py"),
     ("writing-a-backend.md", "test_toy.py"),
 }
@@ -259,6 +260,15 @@ def test_the_test_file_of_a_backend_runs_the_suite(page: str, file: str, tmp_pat
     skipped = "skipped: toy does not declare lease: test_lease_expiry_redelivers"
     assert (skipped in report) is (file == "test_toy.py")
     assert ("2 passed, 1 skipped" if file == "test_toy.py" else "3 passed") in report
+
+
+def test_the_fixtures_for_applications_work_in_a_test_file(tmp_path: Path) -> None:
+    program = [block.text for block in program_of(DOCS / "testing.md")]
+    (tmp_path / "app.py").write_text("\n".join(program), encoding="utf-8")
+    (tmp_path / "test_app.py").write_text(file_block("testing.md", "test_app.py"), encoding="utf-8")
+
+    options = ("-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-o", "pythonpath=.")
+    assert "2 passed" in python(tmp_path, "-m", "pytest", *options, "test_app.py", BROKERKIT_URL="memory://docs")
 
 
 def test_a_backup_of_a_file_in_use_holds_its_messages(tmp_path: Path) -> None:

@@ -1,25 +1,22 @@
-"""The commands of ``brokerkit``."""
+"""The commands of ``brokerkit``, put together."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from brokerkit.errors import BrokerError
+from brokerkit.cli.bench import bench
+from brokerkit.cli.broker import Broker, help_of, on_broker
+from brokerkit.cli.conformance import conformance
+from brokerkit.cli.dead import dead
+from brokerkit.cli.doctor import doctor
+from brokerkit.cli.figures import lag, status
+from brokerkit.cli.sending import send, send_export
+from brokerkit.cli.worker import worker
 
 __all__ = ["app"]
-
-app = typer.Typer(
-    help="One message API over RabbitMQ, RocketMQ and an embedded broker.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 
 def _show_version(wanted: bool) -> None:
@@ -28,40 +25,37 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
+    ctx: typer.Context,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="The broker, e.g. sqlite:///work.db.")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="The configuration file, in place of brokerkit.yaml.")
+    ] = None,
+    manager: Annotated[
+        str | None, typer.Option("--manager", metavar="NAME", help="A broker below managers: of the configuration.")
+    ] = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    ctx.obj = Broker(url=url, config=config, name=manager)
 
 
-@app.command()
-def conformance(
-    url: Annotated[str, typer.Argument(help="The broker to prove, e.g. sqlite:///x.db or memory://name.")],
-    keyword: Annotated[str, typer.Option("-k", help="Only the cases whose names match, as pytest's -k.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the matrix as JSON, and nothing else.")] = False,
-) -> None:
-    """Run the conformance suite against a broker and print a matrix by capability.
-
-    Exit code 0: every case that could run passed; 1: a case failed; 2: the suite could not run.
-
-    Example: brokerkit conformance sqlite:///x.db -k order
-    """
-    try:
-        from brokerkit.testing.conformance import harness_for, run
-    except ModuleNotFoundError as missing:
-        typer.echo(f"the suite needs {missing.name}: pip install 'brokerkit[testing]'", err=True)
-        raise typer.Exit(2) from None
-    try:
-        harness = harness_for(url)
-    except BrokerError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
-    # pytest would print its progress between the braces.
-    with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
-        code, matrix = run(harness, keyword=keyword or None)
-    if as_json:
-        typer.echo(json.dumps(matrix.as_dict() if matrix is not None else {}, indent=2))
-    raise typer.Exit(code)
+def app(prog_name: str = "brokerkit") -> None:
+    """Run the command that the arguments of the process name, and end the process."""
+    commands = typer.Typer(
+        help="One message API over RabbitMQ, RocketMQ and an embedded broker. The broker is what --url names, else "
+        "BROKERKIT_URL or brokerkit.yaml, else the file brokerkit.db.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    commands.callback()(_options)
+    for command in (send, send_export, worker, status, lag):
+        commands.command(help=help_of(command))(on_broker(command))
+    commands.add_typer(dead(), name="dead")
+    commands.command(help=help_of(doctor))(on_broker(doctor))
+    for alone in (bench, conformance):
+        commands.command(help=help_of(alone))(alone)
+    commands(prog_name=prog_name)

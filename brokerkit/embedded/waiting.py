@@ -35,8 +35,8 @@ class WaitingRoom:
         self._begun = False
         self._watchdogs: dict[asyncio.AbstractEventLoop, Timer] = {}
 
-    def take(self) -> list[Queued]:
-        """Take the next operations off the queue, as many as fit into one transaction."""
+    def take(self, *, prepare: bool = False) -> list[Queued]:
+        """Take the next operations off the queue, as many as fit into one transaction; `prepare` them."""
         batch: list[Queued] = []
         weight = size = 0
         pending = self.pending
@@ -48,14 +48,19 @@ class WaitingRoom:
                 if batch and (weight > MAX_WEIGHT or size > MAX_BYTES):
                     pending.appendleft(operation)
                     break
-                if operation.future is None or not operation.future.cancelled():
+                if operation.future is None or not operation.future.done():
                     batch.append(operation)
+            if prepare:
+                # At once, because between the two nobody would see to their time.
+                self._running, self._begun = batch, False
         return batch
 
     def put_back(self, batch: Sequence[Queued]) -> None:
         """Let the operations be the next again."""
         with self._taking:
             self.pending.extendleft(reversed(batch))
+            if self._running is batch:
+                self._running = []
 
     def prepare(self, batch: list[Queued]) -> None:
         """Note what the writer thread is about to run; it can still be taken out of ``batch``."""

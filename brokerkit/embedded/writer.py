@@ -201,12 +201,12 @@ class GroupCommit:
                     self._state.wait()
             done: list[Queued] = []
             with self.mutex:
-                batch = self._probe(self._waiting.take(), done)
+                batch = self._probe(self._waiting.take(prepare=True), done)
                 if batch:
                     # What waits for the file can still be cancelled or time out, and more gathers meanwhile.
                     self._waiting.put_back(batch)
                     self.lock.acquire()
-                    batch = self._waiting.take()
+                    batch = self._waiting.take(prepare=True)
                     self._run_and_unlock(batch, patient=True)
                     done += batch
             deliver(done, None)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from brokerkit.testing.application import AsyncInMemoryBroker, Handled, InMemoryBroker, in_memory
     from brokerkit.testing.clock import VirtualClock
     from brokerkit.testing.deadlines import eventually, eventually_sync, within
     from brokerkit.testing.embedded import EmbeddedHarness
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from brokerkit.testing.processes import ProcessPool, WorkerProcess
 
 __all__ = [
+    # an application
+    "AsyncInMemoryBroker",
+    "Handled",
+    "InMemoryBroker",
+    "in_memory",
     # the suite
     "EmbeddedHarness",
     "Harness",
@@ -42,9 +48,12 @@ __all__ = [
 
 _HOME = {
     "Answer": "faults",
+    "AsyncInMemoryBroker": "application",
     "EmbeddedHarness": "embedded",
     "FaultProxy": "faults",
+    "Handled": "application",
     "Harness": "harness",
+    "InMemoryBroker": "application",
     "InterposedBackend": "interposed",
     "Ledger": "ledger",
     "MinimalBackend": "minimal",
@@ -55,6 +64,7 @@ _HOME = {
     "WorkerProcess": "processes",
     "eventually": "deadlines",
     "eventually_sync": "deadlines",
+    "in_memory": "application",
     "within": "deadlines",
 }
 

@@ -127,6 +127,15 @@ class VirtualClock:
         with self._lock:
             return len(self._heap) - self._cancelled
 
+    @property
+    def until_next(self) -> float | None:
+        """Seconds to the earliest timer; None when there is none."""
+        with self._lock:
+            while self._heap and self._heap[0].callback is None:
+                heapq.heappop(self._heap)
+                self._cancelled -= 1
+            return (self._heap[0].due - self._ticks) / _TICKS if self._heap else None
+
     def watch(self, busy: Callable[[], bool]) -> Callable[[], None]:
         """Add ``busy``, keep `advance` turning the loop while it returns True; return a call that removes it.
 

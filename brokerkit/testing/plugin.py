@@ -1,18 +1,22 @@
-"""The pytest plugin of brokerkit: deviations of a harness as strict xfails, and the matrix of a conformance run.
+"""The pytest plugin of brokerkit: fixtures for applications, and the deviations and the matrix of a conformance run.
 
-pytest loads it wherever brokerkit is installed, so it imports nothing of brokerkit until a case of the suite runs.
+pytest loads it wherever brokerkit is installed, so it imports nothing of brokerkit until a test makes use of it.
 The cases themselves are plain functions that bring their event loop along (`brokerkit.testing.suite._cases`): they
 need no asyncio plugin and disturb none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from brokerkit.blocking import Manager
+    from brokerkit.manager import AsyncManager
+    from brokerkit.testing.application import AsyncInMemoryBroker, InMemoryBroker
     from brokerkit.testing.report import Matrix
     from brokerkit.testing.suite._cases import CaseInfo
 
@@ -20,6 +24,42 @@ __all__ = ["matrices"]
 
 _PROPERTY = "brokerkit"
 _MATRICES: pytest.StashKey[dict[str, Matrix]] = pytest.StashKey()
+
+
+@pytest.fixture
+def brokerkit_in_memory() -> Iterator[Callable[[Manager | AsyncManager], InMemoryBroker]]:
+    """Call it: ``broker = brokerkit_in_memory(manager)``, which holds until the end of the test.
+
+    See `brokerkit.testing.in_memory`; it is the ``with`` of that.
+    """
+    with ExitStack() as stack:
+
+        def enter(manager: Manager | AsyncManager) -> InMemoryBroker:
+            from brokerkit.testing.application import in_memory
+
+            return stack.enter_context(in_memory(manager))
+
+        yield enter
+
+
+@pytest.fixture
+def brokerkit_in_memory_async() -> Iterator[Callable[[AsyncManager], Awaitable[AsyncInMemoryBroker]]]:
+    """Await it: ``broker = await brokerkit_in_memory_async(manager)``, which holds until the end of the test.
+
+    See `brokerkit.testing.in_memory`; it is the ``async with`` of that.
+    """
+    with ExitStack() as stack:
+
+        async def enter(manager: AsyncManager) -> AsyncInMemoryBroker:
+            from brokerkit.testing.application import in_memory
+
+            rehearsal = in_memory(manager)
+            broker = await rehearsal.__aenter__()
+            # The end of a test is no coroutine: fixtures work without any plugin for them.
+            stack.callback(rehearsal.end, broker)
+            return broker
+
+        yield enter
 
 
 def matrices(config: pytest.Config) -> dict[str, Matrix]:

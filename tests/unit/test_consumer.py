@@ -171,3 +171,21 @@ async def test_retryable_trouble_with_settling_is_tried_again_until_it_works() -
         assert rig.attempts == [1]
         assert len(rig.backend.acked) == 1
         assert await rig.counts() == (0, 0, 0)
+
+
+async def test_without_delays_what_comes_early_is_held_as_long_as_it_takes_while_others_are_handled() -> None:
+    async with Rig(Capability.DELAYED_SEND) as rig:
+
+        @rig.manager.handler(T, prefetch=4, concurrency=1)
+        async def work(message: Message) -> None:
+            rig.start_of(message)
+
+        await rig.manager.start()
+        for number in range(3):
+            await rig.manager.send(T, b"early", headers={"early": str(rig.clock.time() + 600 + number)})
+        await rig.manager.send(T, b"now")
+        await rig.clock.advance(590)
+        assert rig.bodies == [b"now"]
+        await rig.clock.advance(20)
+        assert rig.attempts == [1, 1, 1, 1]
+        assert await rig.counts() == (0, 0, 0)

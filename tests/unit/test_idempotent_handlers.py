@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -44,9 +45,9 @@ class Store(MemoryIdempotencyStore):
         self._note("complete")
         return await super().complete(key, owner, result, follow_ups)
 
-    async def abandon(self, key: str, owner: str) -> None:
+    async def abandon(self, key: str, owner: str, *, uncount: bool = False) -> None:
         self._note("abandon")
-        await super().abandon(key, owner)
+        await super().abandon(key, owner, uncount=uncount)
 
     async def mark_sent(self, key: str, owner: str) -> None:
         self._note("mark_sent")
@@ -267,3 +268,43 @@ async def test_follow_ups_that_are_refused_for_good_make_a_dead_letter_and_a_red
         assert await redriving == 1
         assert len(rig.starts) == 1
         assert await rig.counts("next", "h") == (1, 0, 0)
+
+
+async def test_a_run_that_a_stop_cancelled_counts_as_no_start() -> None:
+    async with Once() as rig:
+
+        @rig.manager.handler(T, idempotent=True, retry=RetryPolicy(max_attempts=1))
+        async def work(message: Message) -> None:
+            rig.start_of(message)
+            await rig.clock.sleep(100)
+
+        await rig.manager.start()
+        await rig.manager.send(T, b"x", message_id="one")
+        await rig.clock.advance(1)
+        stopping = asyncio.create_task(rig.manager.stop(timeout=0))
+        await rig.clock.advance(1)
+        await stopping
+        await rig.store.open()
+        assert await rig.store.starts(KEY) == 0
+
+
+async def test_the_claim_of_a_thread_that_outlives_a_stop_stays() -> None:
+    async with Once() as rig:
+        go, began = threading.Event(), threading.Event()
+
+        @rig.manager.handler(T, idempotent=True)
+        def work(message: Message) -> None:
+            began.set()
+            go.wait(30)
+
+        await rig.manager.start()
+        await rig.manager.send(T, b"x", message_id="one")
+        await rig.clock.advance(0)
+        await asyncio.to_thread(began.wait, 30)
+        stopping = asyncio.create_task(rig.manager.stop(timeout=0))
+        await rig.clock.advance(1)
+        await stopping
+        try:
+            assert isinstance(await rig.store.claim(KEY, "another", 3.0, 1), Busy)
+        finally:
+            go.set()

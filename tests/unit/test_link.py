@@ -27,8 +27,10 @@ async def test_concurrent_first_uses_connect_once_and_declare_what_is_known() ->
 async def test_a_broker_that_is_down_is_unavailable_and_the_next_use_connects() -> None:
     rig = Rig(send_timeout=1.0)
     async with rig.layer.stopped():
+        sending = asyncio.create_task(rig.manager.send(T, b"x"))
+        await rig.clock.advance(2)
         with pytest.raises(BrokerUnavailable, match="backend embedded"):
-            await rig.manager.send(T, b"x")
+            await sending
         assert not rig.manager.is_connected
     await rig.manager.send(T, b"x")
     assert rig.manager.is_connected
@@ -60,7 +62,7 @@ async def test_an_error_of_the_client_library_never_comes_out_bare() -> None:
 
     manager = AsyncManager(settings={"url": "memory://"}, backend=LeakyBackend())
     with pytest.raises(Exception, match="backend embedded") as failure:
-        await manager.send(T, b"x")
+        await manager._use().link.producer()
     assert isinstance(failure.value.__cause__, sqlite3.Error)
     await manager.send(T, b"x")
     await manager.aclose()

@@ -135,3 +135,66 @@ async def test_the_options_of_a_call_win_over_those_of_its_message() -> None:
             60,
             "text/x",
         )
+
+
+async def refuse_once(rig: Rig, *bodies: bytes) -> None:
+    """Let the broker refuse each of ``bodies`` the first time."""
+    left = list(bodies)
+
+    def refuses(outbound: Outbound) -> bool:
+        return outbound.body in left
+
+    def refusal(outbound: Outbound) -> SendRefused:
+        left.remove(outbound.body)
+        return SendRefused("not now")
+
+    rig.layer.refuses = refuses  # type: ignore[method-assign]
+    rig.layer.refusal = refusal  # type: ignore[method-assign]
+
+
+async def test_concurrent_sends_to_an_ordered_topic_keep_their_order_through_retries() -> None:
+    topic = Topic("t", bytes, groups=["g"], ordered=True)
+    async with Rig() as rig:
+        bodies: list[bytes] = []
+
+        @rig.manager.handler(topic)
+        async def work(message: Message) -> None:
+            bodies.append(message.body)
+
+        await rig.manager.start()
+        await refuse_once(rig, b"0", b"2")
+        sends = [asyncio.create_task(rig.manager.send(topic, b"%d" % number, key="k")) for number in range(5)]
+        await rig.clock.advance(10)
+        await asyncio.gather(*sends)
+        assert bodies == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_of_many_to_an_ordered_topic_what_followed_a_refused_one_is_sent_again_behind_it() -> None:
+    topic = Topic("t", bytes, groups=["g"], ordered=True)
+    async with Rig() as rig:
+        bodies: list[bytes] = []
+
+        @rig.manager.handler(topic)
+        async def work(message: Message) -> None:
+            bodies.append(message.body)
+
+        await rig.manager.start()
+        await refuse_once(rig, b"400")
+        sending = asyncio.create_task(rig.manager.send_many(topic, [b"%d" % n for n in range(600)], key="k"))
+        await rig.clock.advance(10)
+        assert all(outcome.error is None for outcome in await sending)
+        await rig.clock.advance(1)
+        first = bodies.index(b"400")
+        assert bodies[first:] == [b"%d" % number for number in range(400, 600)]
+
+
+async def test_the_first_send_waits_for_a_broker_that_comes_back_in_time() -> None:
+    rig = Rig()
+    await rig.layer.stop()
+    sending = asyncio.create_task(rig.manager.send(T, b"x"))
+    await rig.clock.advance(10)
+    assert not sending.done()
+    await rig.layer.start()
+    await rig.clock.advance(10)
+    assert await sending
+    await rig.manager.aclose()

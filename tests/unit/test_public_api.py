@@ -16,6 +16,10 @@ import brokerkit
 NAMES = [
     "AsyncManager",
     "Manager",
+    "ExportManager",
+    "get_manager",
+    "get_async_manager",
+    "initialize",
     "Router",
     "Topic",
     "Group",

@@ -459,7 +459,7 @@ async def test_a_consumer_that_is_closed_under_its_group_is_opened_again() -> No
         await rig.manager.start()
         worker = rig.manager._worker
         assert worker is not None
-        await worker._subscriptions["t", "g"].consumer.driver.aclose()
+        await worker._subscriptions["t", "g", False].consumer.driver.aclose()
         await rig.clock.advance(10)
         await rig.manager.send(T, b"x")
         await rig.clock.advance(10)

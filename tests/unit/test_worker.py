@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
+import math
+import os
 import threading
 from typing import Any
 
 import pytest
 
+from brokerkit.blocking_delivery import BlockingDelivery
 from brokerkit.delivery import Delivery
-from brokerkit.errors import ConfigurationError, Reject, Retry
+from brokerkit.errors import ConfigurationError, PayloadError, Reject, RemoteError, Retry, SendRefused
+from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
 from brokerkit.results import ConsumeResult, MessageResult
 from brokerkit.retry import RetryPolicy
-from brokerkit.spi import Capability
+from brokerkit.spi import Capability, ToDead
+from brokerkit.testing.deadlines import eventually
 from brokerkit.topic import Group, Topic
+from tests.planted import PLANTED
 
 from .rig import EXACT, PLAIN, Rig
 
@@ -550,5 +555,221 @@ async def test_start_refuses_what_cannot_work_and_leaves_nothing_open() -> None:
         assert not [thread for thread in threading.enumerate() if thread.name == "brokerkit-watchdog"]
 
 
+async def test_a_handler_added_to_a_running_group_shares_its_prefetch_until_the_consumer_is_opened_again() -> None:
+    async with Rig() as rig:
+
+        @rig.manager.handler(T, type="a", prefetch=1, concurrency=1)
+        async def first(message: Message) -> None: ...
+
+        await rig.manager.start()
+
+        @rig.manager.handler(T, type="b", prefetch=4)
+        async def second(message: Message) -> None: ...
+
+        await rig.clock.advance(0)
+        worker = rig.manager._worker
+        assert worker is not None
+        subscription = worker._subscriptions["t", "g", False]
+        assert subscription.consumer.options.prefetch == 1
+        await subscription.consumer.driver.aclose()
+        await rig.clock.advance(5)
+        assert subscription.consumer.options.prefetch == 5
+
+
+# --- a Delivery in a thread -------------------------------------------------------------------------------------
+
+
+def handle_with_delivery(delivery: Delivery) -> None:
+    # A blocking delivery is what comes here.
+    delivery.reject("bad")  # type: ignore[unused-coroutine]
+
+
+def handle_with_blocking_delivery(delivery: BlockingDelivery) -> None:
+    delivery.reject("bad")
+
+
+@pytest.mark.parametrize("work", [handle_with_delivery, handle_with_blocking_delivery])
+async def test_a_verb_in_a_sync_handler_settles_the_message(work: Any) -> None:
+    async with Rig() as rig:
+        rig.manager.add_handler(T, work)
+        await rig.manager.start()
+        rig.clock.watch(lambda: rig.manager._worker is not None and rig.manager._worker.in_flight > 0)
+        await rig.manager.send(T, b"x")
+        await rig.clock.advance(1)
+        (letter,) = await rig.dead()
+        assert (letter.reason, letter.error) == ("rejected", "bad")
+        assert "handled" not in rig.totals
+
+
+async def test_an_async_handler_cannot_have_a_blocking_delivery() -> None:
+    async with Rig() as rig:
+
+        @rig.manager.handler(T)
+        async def work(delivery: BlockingDelivery) -> None: ...
+
+        with pytest.raises(ConfigurationError, match="annotate Delivery"):
+            await rig.manager.start()
+
+
+async def test_a_reject_that_cannot_be_stored_raises_and_leaves_the_delivery_for_another_verb() -> None:
+    async with Rig() as rig:
+        errors: list[Exception] = []
+
+        @rig.manager.handler(T)
+        async def work(message: Message, delivery: Delivery) -> None:
+            try:
+                await delivery.reject("bad")
+            except SendRefused as error:
+                errors.append(error)
+                assert not delivery.settled
+                await delivery.ack()
+
+        await rig.manager.start()
+        async with rig.layer.refusing(ToDead("t", "g")):
+            await rig.manager.send(T, b"x")
+            await rig.clock.advance(60)
+        assert len(errors) == 1
+        assert await rig.dead() == []
+        assert await rig.counts() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("delay", [math.inf, math.nan, -1, True, "5"])
+async def test_a_delay_that_is_no_time_is_refused_and_changes_nothing(delay: Any) -> None:
+    with pytest.raises(PayloadError, match="delay"):
+        Retry(delay)
+    async with Rig() as rig, rig.manager.consume(T) as deliveries:
+        await rig.manager.send(T, b"x")
+        delivery = await deliveries.receive(1)
+        assert delivery is not None
+        with pytest.raises(PayloadError, match="delay"):
+            await delivery.nack(delay)
+        assert not delivery.settled
+        await delivery.ack()
+
+
+async def test_a_raised_reject_is_a_dead_letter_that_names_its_type() -> None:
+    async with Rig() as rig:
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            raise Reject("negative")
+
+        await rig.manager.start()
+        await rig.manager.send(T, b"x")
+        await rig.clock.advance(1)
+        (letter,) = await rig.dead()
+        assert (letter.reason, letter.error_type, letter.error) == ("rejected", "brokerkit.errors.Reject", "negative")
+
+
+async def test_no_password_of_an_error_is_kept_logged_or_answered(caplog: pytest.LogCaptureFixture) -> None:
+    async with Rig() as rig:
+
+        @rig.manager.handler(T, retry=TWICE)
+        async def work(message: Message) -> None:
+            raise ConnectionError(f"amqp://user:{PLANTED}@host/ is down")
+
+        await rig.manager.start()
+        with caplog.at_level(logging.DEBUG):
+            asking = asyncio.create_task(rig.manager.request(T, b"x", reply=int))
+            await rig.clock.advance(10)
+            with pytest.raises(RemoteError) as failure:
+                await asking
+        (letter,) = await rig.dead()
+        assert "host/ is down" in (letter.error or "") and "host/ is down" in (letter.traceback or "")
+        shown = repr(letter) + caplog.text + str(failure.value) + "".join(event.reason for event in rig.events)
+        assert PLANTED not in shown
+
+
+async def test_a_message_that_expired_into_a_dead_letter_is_counted_logged_and_told() -> None:
+    async with Rig(topics={"t": {"expired": "dead"}}) as rig:
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            rig.start_of(message)
+
+        await rig.manager.send(T, b"x", ttl=5)
+        await rig.clock.advance(6)
+        await rig.manager.start()
+        await rig.clock.advance(1)
+        assert rig.starts == []
+        assert rig.totals == {"sent": 1, "expired": 1, "dead": 1}
+        assert [(event.kind, event.reason) for event in rig.events] == [("dead", "expired")]
+
+
+async def test_a_delayed_follow_up_without_delayed_sends_is_the_failure_of_its_handler() -> None:
+    async with Rig(Capability.DELAYED_SEND) as rig:
+
+        @rig.manager.handler(T, retry=RetryPolicy(max_attempts=1))
+        async def work(message: Message) -> Message:
+            return Message(topic="next", body=b"", due=rig.clock.time() + 5)
+
+        await rig.manager.start()
+        await rig.manager.send(T, b"x")
+        await rig.clock.advance(10)
+        (letter,) = await rig.dead()
+        assert letter.error_type == "brokerkit.errors.CapabilityNotSupported"
+
+
+# --- broadcast --------------------------------------------------------------------------------------------------
+
+
+async def test_a_broadcast_has_its_own_tag_filter_and_stands_beside_a_handler_of_the_group() -> None:
+    async with Rig() as rig:
+        heard: list[bytes] = []
+
+        @rig.manager.handler(T, broadcast=True, tag="a")
+        async def hear(message: Message) -> None:
+            heard.append(message.body)
+
+        @rig.manager.handler(T)
+        async def work(message: Message) -> None:
+            rig.start_of(message)
+
+        await rig.manager.start()
+        for tag in ("a", "b"):
+            await rig.manager.send(T, tag.encode(), tag=tag)
+        await rig.clock.advance(1)
+        assert heard == [b"a"]
+        assert sorted(rig.bodies) == [b"a", b"b"]
+
+
+# --- processes --------------------------------------------------------------------------------------------------
+
+
+def hang(body: bytes) -> None:
+    threading.Event().wait(600)
+
+
 def die(body: bytes) -> None:
-    sys.exit(7)
+    os._exit(7)
+
+
+def return_a_lock(body: bytes) -> Any:
+    return threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("work", "reason", "text"),
+    [(hang, "exhausted", "its process was killed"), (die, "worker-crash", "exit code 7")],
+)
+async def test_a_process_that_hangs_or_dies_is_a_failed_attempt(work: Any, reason: str, text: str) -> None:
+    manager = AsyncManager(settings={"url": "memory://"})
+    manager.add_handler(T, work, executor="process", timeout=1, retry=RetryPolicy(max_attempts=2, base_delay=0))
+    async with manager:
+        await manager.start()
+        await manager.send(T, b"x")
+        await eventually(lambda: manager.monitor.metrics().totals["dead"] == 1, within=60)
+        (letter,) = await manager.admin.dead_letters("t", "g")
+        assert (letter.reason, letter.attempts) == (reason, 2)
+        assert text in (letter.error or "")
+
+
+async def test_a_result_of_a_process_that_cannot_be_pickled_is_a_failure() -> None:
+    manager = AsyncManager(settings={"url": "memory://"})
+    manager.add_handler(T, return_a_lock, executor="process", retry=RetryPolicy(max_attempts=1))
+    async with manager:
+        await manager.start()
+        await manager.send(T, b"x")
+        await eventually(lambda: manager.monitor.metrics().totals["dead"] == 1, within=60)
+        (letter,) = await manager.admin.dead_letters("t", "g")
+        assert "pickle" in (letter.error or "")
