@@ -143,6 +143,9 @@ class _Parser:
 
     def _local(self) -> BrokerUrl:
         path, _, query = self.rest.partition("?")
+        if self.scheme == "memory" and "@" in path:
+            # Somebody took it for a server: it would be shown wherever the name of the store is.
+            raise self._error("a store in memory has a name and no login: write memory://name")
         if self.scheme == "sqlite" and path:
             if not path.startswith("/"):
                 raise self._error("write sqlite:///relative.db or sqlite:////absolute.db, with three or four slashes")

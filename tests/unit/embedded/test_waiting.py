@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def message(name: str) -> Outbound:
     return Outbound(destination=ToTopic("t"), body=name.encode(), message_id=name)
 
 
-async def within_deadline(future: asyncio.Future[object]) -> None:
+async def within_deadline(future: asyncio.Future[Any]) -> None:
     assert await wait(SystemClock(), future, DEADLINE), "nothing came in time"
 
 
