@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import hypothesis
 import pytest
 
 from tests.planted import PLANTED
@@ -26,6 +27,10 @@ _watch = pytest.StashKey[_Watch]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Other tests run beside these: how long an example took says nothing.
+    too_slow = hypothesis.HealthCheck.too_slow
+    hypothesis.settings.register_profile("brokerkit", deadline=None, suppress_health_check=[too_slow])
+    hypothesis.settings.load_profile("brokerkit")
     handler = config.stash[_watch] = _Watch()
     logging.getLogger("brokerkit").addHandler(handler)
     logging.getLogger("brokerkit").setLevel(logging.DEBUG)

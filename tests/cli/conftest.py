@@ -133,7 +133,7 @@ jobs = Topic("jobs", dict, groups=["crew"])
 manager = Manager(stop_timeout=20.0)
 
 
-@manager.handler(jobs, timeout=60, retry=RetryPolicy(max_attempts=1))
+@manager.handler(jobs, timeout=60, retry=RetryPolicy(max_attempts=3, base_delay=0.05, max_delay=0.1))
 def work(job: dict) -> None:
     if job.get("bad"):
         raise Reject("it is bad")
