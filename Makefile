@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Most tests wait more than they compute; those of tests/faults want the machine for themselves.
 PARALLEL    ?= -n 4 --dist worksteal
+# Instead of all tests, e.g. make unit PYTEST_ARGS="tests/unit -k order"
 PYTEST_ARGS ?=
 
 .PHONY: help test lint types unit bench docs clean
@@ -37,8 +38,12 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults $(PYTEST_ARGS)
-	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+ifneq ($(PYTEST_ARGS),)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults
+	$(BIN)/python -m pytest tests/faults
+endif
 
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
