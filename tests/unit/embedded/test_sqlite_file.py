@@ -152,7 +152,7 @@ except AccessRefused as error:
 @pytest.mark.parametrize(
     ("place", "kind"),
     [
-        ("/home/x/broker.db", "ext4"),
+        ("/var/lib/broker.db", "ext4"),
         ("/mnt/share/broker.db", "nfs4"),
         ("/mnt/shared/broker.db", "ext4"),
         ("/mnt/share/local/broker.db", "xfs"),
