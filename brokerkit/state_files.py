@@ -6,6 +6,7 @@ left by a crash: it is shown as stale, and the next worker with that id replaces
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,8 @@ class WorkerState:
     """One worker process, as of its last beat.  Instants are seconds since the epoch, durations seconds."""
 
     id: str
+    #: Nobody chose the id: it is made of a pid, so that no later worker will have it.
+    unnamed: bool = False
     pid: int
     #: Tells this process from a later one with the same pid; None where the system does not say.
     process_started: int | None = None
@@ -85,6 +88,16 @@ class StateFile:
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
+
+    def remove_replaced(self, state: WorkerState) -> None:
+        """Remove what crashed workers without a chosen id left, and which ``state`` takes the place of."""
+        for path in _files(self.path.parent):
+            old = _read(path)
+            if old is None or not old.unnamed or _is_alive(old.pid, old.process_started):
+                continue
+            if (old.target, old.directory, old.broker) == (state.target, state.directory, state.broker):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def remove(self) -> None:
         """Remove the file unless it belongs to another process by now.  Never raises for a missing one."""

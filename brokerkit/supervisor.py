@@ -35,7 +35,7 @@ _LOOK = 0.25
 #: Seconds beyond its own stop timeout before a child is killed.
 _GRACE = 10.0
 #: Seconds that children have after the second signal.
-_NOW = 5.0
+_NOW = 6.0
 
 #: Makes the command line of a child from its number and the two descriptors that it inherits.
 Command = Callable[[int, int, int], Sequence[str]]
@@ -93,6 +93,8 @@ class Supervisor:
         self._signals = 0
         #: Whether any child ever loaded the application.
         self._loaded = False
+        #: Whether the handlers of any child ever ran.
+        self._ran = False
         self._hopeless = False
 
     def run(self) -> int:
@@ -188,6 +190,7 @@ class Supervisor:
         for line in lines:
             report: dict[str, Any] = json.loads(line)
             self._loaded = self._loaded or bool(report.get("loaded"))
+            self._ran = self._ran or bool(report.get("ran"))
             child.stop_timeout = float(report.get("stop_timeout", child.stop_timeout))
             slot = self._slots[child.number - 1]
             # The stamp of a known file stays: a change between two reports must be seen.
@@ -209,7 +212,7 @@ class Supervisor:
             self._say("waiting for a change of its files")
             slot.restart_at = math.inf
             return
-        if code == CONFIGURATION and not self._loaded:
+        if code == CONFIGURATION and not self._ran:
             self._hopeless = True
             return
         slot.pause = _FIRST_PAUSE if lived >= _LIVED else slot.pause
@@ -226,7 +229,7 @@ class Supervisor:
         """Drain the children; the second signal ends them now."""
         self._ask()
         if self._children():
-            self._say(f"stopping {len(self._children())} processes; once more stops without waiting")
+            self._say(f"stopping {_processes(len(self._children()))}; once more stops without waiting")
         deadline = self._clock.monotonic() + self._patience()
         passed_on = 1
         while self._children():
@@ -234,10 +237,11 @@ class Supervisor:
             if self._signals > passed_on:
                 passed_on = self._signals
                 for child in self._children():
-                    child.process.send_signal(signal.SIGTERM)
+                    # Another number: of two that are equal, and come before it runs, a process hears one.
+                    child.process.send_signal(signal.SIGINT)
                 deadline = min(deadline, self._clock.monotonic() + _NOW)
             if self._clock.monotonic() > deadline:
-                self._say(f"{len(self._children())} processes did not stop in time: killing them")
+                self._say(f"{_processes(len(self._children()))} did not stop in time: killed")
                 self._kill()
                 return FORCED
         return 0
@@ -254,7 +258,7 @@ class Supervisor:
 
     @contextmanager
     def _listening(self) -> Iterator[int]:
-        """Count SIGTERM and SIGINT, and give a descriptor that becomes readable with each signal."""
+        """Count SIGTERM, SIGINT and SIGHUP, and give a descriptor that becomes readable with each signal."""
         wakeup, written = os.pipe()
         for descriptor in (wakeup, written):
             os.set_blocking(descriptor, False)
@@ -262,7 +266,10 @@ class Supervisor:
         def count(number: int, frame: object) -> None:
             self._signals += 1
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            # The terminal was closed; under nohup that is ignored.
+            numbers.append(signal.SIGHUP)
         before = [signal.signal(number, count) for number in numbers]
         # Without a handler of Python's own SIGCHLD would wake nobody.
         child_before = signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -296,6 +303,10 @@ def _stamp(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count != 1 else ''}"
 
 
 def _end(code: int) -> str:

@@ -73,7 +73,6 @@ class Worker:
         self._processes: dict[int, ProcessExecutor] = {}
         self._watchdog = LoopWatchdog(self._handler_codes)
         self._renewing: asyncio.Task[None] | None = None
-        self._paused: set[_Key] = set()
         self._adding: set[asyncio.Task[Any]] = set()
         self._hurried = False
         self._ending = False
@@ -124,7 +123,6 @@ class Worker:
         subscription = Subscription(self, *key)
         for spec in specs:
             subscription.add(spec, self._policy_of(spec))
-        subscription.paused = key in self._paused
         self._subscriptions[key] = subscription
         return subscription
 
@@ -145,15 +143,13 @@ class Worker:
         return found
 
     async def pause(self, topic: str, group: str | None) -> None:
-        """Stop handing out messages of a topic, or of one of its groups."""
+        """Stop handing out messages of a topic, or of one of its groups, until `resume` or the end of the worker."""
         for key in self._matching(topic, group):
-            self._paused.add(key)
             await self._subscriptions[key].pause()
 
     async def resume(self, topic: str, group: str | None) -> None:
         """Undo `pause`."""
         for key in self._matching(topic, group):
-            self._paused.discard(key)
             self._subscriptions[key].resume()
 
     def is_handling(self, topic: str, group: str) -> bool:
@@ -191,8 +187,10 @@ class Worker:
         done = await self._idle(olds, timeout)
         for key, old in zip(keys, olds, strict=True):
             await old.aclose()
+            new = self._subscription(key, old.specs)
+            new.paused = old.paused
             try:
-                await self._subscription(key, old.specs).open()
+                await new.open()
             except BaseException:
                 # Closed as it is, it still knows the handlers for the next try.
                 self._subscriptions[key] = old
@@ -210,6 +208,20 @@ class Worker:
     def in_flight(self) -> int:
         """How many handlers run right now."""
         return sum(len(runner.running) for sub in self._subscriptions.values() for runner in sub.runners)
+
+    @property
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """The topic and the group of each consumer, in order."""
+        return tuple(sorted({(sub.topic, sub.group) for sub in list(self._subscriptions.values())}))
+
+    def at_work(self) -> list[tuple[str, int]]:
+        """Return, for each message in work, its handler and a number that no other one has meanwhile."""
+        return [
+            (runner.name, id(inbound))
+            for sub in list(self._subscriptions.values())
+            for runner in sub.runners
+            for inbound in list(runner.slots.running)
+        ]
 
     @property
     def outstanding(self) -> int:
@@ -271,13 +283,14 @@ class Worker:
         while not all(sub.idle for sub in subscriptions):
             left = deadline - self.clock.monotonic()
             if left <= 0 or self._hurried:
-                log.warning("%d handlers did not finish within %g s; their messages go back", self.in_flight, timeout)
+                limit = "before they were to stop at once" if self._hurried else f"within {timeout:g} s"
+                log.warning("%d in work did not finish %s: back to the group", self.in_flight, limit)
                 return False
             await self.clock.sleep(min(_DRAIN_LOOK, left))
         return True
 
     def hurry(self) -> None:
-        """End a drain that is under way now."""
+        """End a drain that is under way, or the next one, at once.  Safe in any thread."""
         self._hurried = True
 
     def abandon(self) -> None:

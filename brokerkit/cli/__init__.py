@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["main"]
@@ -9,6 +10,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; say what to install where its libraries are missing."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        # While the libraries are loaded, Ctrl-C ends the process as it ends other commands: without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from brokerkit.cli.app import app
     except ModuleNotFoundError as missing:
@@ -16,4 +21,6 @@ def main() -> None:
             raise
         print("the command line needs two more libraries: pip install 'brokerkit[cli]'", file=sys.stderr)
         sys.exit(2)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, before)
     app(prog_name="brokerkit")

@@ -35,7 +35,8 @@ def _options(
         str | None, typer.Option("--manager", metavar="NAME", help="A broker below managers: of the configuration.")
     ] = None,
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     ctx.obj = Broker(url=url, config=config, name=manager)
@@ -45,7 +46,12 @@ def app(prog_name: str = "brokerkit") -> None:
     """Run the command that the arguments of the process name, and end the process."""
     commands = typer.Typer(
         help="One message API over RabbitMQ, RocketMQ and an embedded broker. The broker is what --url names, else "
-        "BROKERKIT_URL or brokerkit.yaml, else the file brokerkit.db.",
+        "BROKERKIT_URL or brokerkit.yaml, else the file brokerkit.db.\n\n"
+        "\b\nExamples:\n"
+        "  brokerkit worker app:manager\n"
+        "  brokerkit send orders '{\"id\": 1}'\n"
+        "  brokerkit status\n"
+        "  brokerkit doctor",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

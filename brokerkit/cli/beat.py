@@ -27,7 +27,7 @@ _LOOKS = 4
 class Beat:
     """A thread of its own: a held-up event loop must not stop the news that it is held up.
 
-    on_look: called with every look; on_stop: called once, with the running handlers, when the worker begins to stop
+    on_look: called with every look, and with whether the handlers run
     """
 
     def __init__(
@@ -36,31 +36,47 @@ class Beat:
         file: StateFile,
         *,
         worker_id: str,
+        unnamed: bool = False,
         target: str,
         broker: str,
         clock: Clock,
-        on_look: Callable[[], object],
-        on_stop: Callable[[int], object],
+        on_look: Callable[[bool], object],
     ) -> None:
         self._aio = manager.aio if isinstance(manager, Manager) else manager
         self._file = file
         self._id = worker_id
+        self._unnamed = unnamed
         self._target = target
         self._broker = broker
         self._clock = clock
         self._on_look = on_look
-        self._on_stop = on_stop
         self._groups = tuple(sorted({(spec.topic, spec.group or "") for spec in self._aio.specs}))
         self._started = clock.time()
         self._process_started = process_started(os.getpid())
-        #: When each message in work was first seen there, by runner and message.
-        self._seen: dict[tuple[int, int], float] = {}
+        #: When each message in work was first seen there, by handler and message.
+        self._seen: dict[tuple[str, int], float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="brokerkit-beat", daemon=True)
         self._writable = True
-        self._stopping = False
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are in work."""
+        worker = self._aio._worker
+        try:
+            return worker.in_flight if worker is not None else 0
+        except RuntimeError:
+            # The worker changed while it was read.
+            return 1
+
+    def hurry(self) -> None:
+        """End the drain that is under way, or the one that comes."""
+        worker = self._aio._worker
+        if worker is not None:
+            worker.hurry()
 
     def __enter__(self) -> Self:
+        self._file.remove_replaced(self._state(None))
         self._write()
         self._thread.start()
         return self
@@ -79,11 +95,7 @@ class Beat:
         looks = 0
         while not self._over.wait(_LOOK):
             looks += 1
-            self._on_look()
-            worker = self._aio._worker
-            if worker is not None and worker._ending and not self._stopping:
-                self._stopping = True
-                self._on_stop(worker.in_flight)
+            self._on_look(self._aio._worker is not None)
             if looks % _LOOKS == 0:
                 self._write()
 
@@ -107,19 +119,16 @@ class Beat:
 
     def _state(self, worker: Worker | None) -> WorkerState:
         now = self._clock.monotonic()
-        groups, longest, seen = self._groups, dict[str, float](), dict[tuple[int, int], float]()
+        groups, longest, seen = self._groups, dict[str, float](), dict[tuple[str, int], float]()
         if worker is not None:
-            subscriptions = list(worker._subscriptions.values())
-            groups = tuple(sorted({(one.topic, one.group) for one in subscriptions})) or groups
-            for subscription in subscriptions:
-                for runner in subscription.runners:
-                    for inbound in list(runner.slots.running):
-                        key = (id(runner), id(inbound))
-                        since = seen[key] = self._seen.get(key, now)
-                        longest[runner.name] = max(longest.get(runner.name, 0.0), now - since)
+            groups = worker.groups or groups
+            for name, key in worker.at_work():
+                since = seen[name, key] = self._seen.get((name, key), now)
+                longest[name] = max(longest.get(name, 0.0), now - since)
         self._seen = seen
         return WorkerState(
             id=self._id,
+            unnamed=self._unnamed,
             pid=os.getpid(),
             process_started=self._process_started,
             target=self._target,

@@ -34,9 +34,9 @@ class _Figure:
 
 
 def bench(
-    url: Annotated[str, typer.Argument(help="The broker, e.g. sqlite:///bench.db or memory://bench.")],
-    messages: Annotated[int, typer.Option(min=10, max=10_000_000, help="How many messages.")] = 5_000,
-    size: Annotated[int, typer.Option(min=1, max=16 << 20, help="Bytes of each body.")] = 200,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The broker, e.g. sqlite:///bench.db or memory://bench.")],
+    messages: Annotated[int, typer.Option(metavar="N", min=10, max=10_000_000, help="How many messages.")] = 5_000,
+    size: Annotated[int, typer.Option(metavar="BYTES", min=1, max=16 << 20, help="The size of each body.")] = 200,
     as_json: AsJson = False,
 ) -> None:
     """Measure how many messages a second a broker takes and hands out.
@@ -49,7 +49,7 @@ def bench(
       brokerkit bench sqlite:///bench.db
       brokerkit bench memory://bench --messages 50000
     """
-    with ending():
+    with ending(as_json=as_json):
         figures = asyncio.run(_measure(url, messages, b"x" * size))
     if as_json:
         print_json([asdict(one) for one in figures])

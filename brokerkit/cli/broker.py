@@ -16,11 +16,12 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from brokerkit.blocking import Manager
+from brokerkit.cli.output import print_json
 from brokerkit.errors import BrokerError, CapabilityNotSupported, ConfigurationError, PayloadError
 from brokerkit.export_manager import ExportManager
 from brokerkit.settings_sources import CONFIG_VARIABLE
 
-__all__ = ["FAILED", "WRONG", "Broker", "ending", "fail", "help_of", "on_broker"]
+__all__ = ["FAILED", "WRONG", "Broker", "CommandFailed", "complain", "ending", "fail", "help_of", "on_broker"]
 
 M = TypeVar("M", bound=Manager)
 
@@ -53,7 +54,17 @@ class Broker:
         """Return this choice, completed by that of the options before the command."""
         if outer is None:
             return self
-        return Broker(url=self.url or outer.url, config=self.config or outer.config, name=self.name or outer.name)
+        return Broker(
+            url=self.url if self.url is not None else outer.url,
+            config=self.config if self.config is not None else outer.config,
+            name=self.name if self.name is not None else outer.name,
+        )
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` for an empty option: a variable of the shell that is not set."""
+        for option, given in (("--url", self.url), ("--config", self.config), ("--manager", self.name)):
+            if given == "":
+                raise ConfigurationError(f"{option} is empty; leave it out, or give it a value")
 
     def apply_config(self) -> None:
         """Make the file the one that this process and its children read."""
@@ -105,8 +116,9 @@ def on_broker(command: Callable[..., Any]) -> Callable[..., Any]:
         outer = arguments.pop("ctx").obj
         chosen = Broker(url=arguments.pop("url"), config=arguments.pop("config"), name=arguments.pop("manager"))
         broker = chosen.over(outer if isinstance(outer, Broker) else None)
-        broker.apply_config()
-        with ending():
+        with ending(as_json=bool(arguments.get("as_json"))), _plain_warnings():
+            broker.check()
+            broker.apply_config()
             return command(broker=broker, **arguments)
 
     hints = typing.get_type_hints(command, include_extras=True)
@@ -138,27 +150,62 @@ def help_of(command: Callable[..., Any]) -> str:
     return "\n\n".join(one if one.startswith("\b") else " ".join(one.split()) for one in paragraphs)
 
 
+class CommandFailed(Exception):
+    """Ends the command with one line and an exit code; raised by `fail`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @contextmanager
-def ending() -> Iterator[None]:
-    """Turn errors into one line and an exit code."""
+def ending(*, as_json: bool = False) -> Iterator[None]:
+    """Turn errors into one line on stderr, with ``as_json`` also an object on stdout, and an exit code."""
     try:
         yield
+    except CommandFailed as failure:
+        _end(failure, str(failure), failure.code, as_json)
     except (ConfigurationError, PayloadError, CapabilityNotSupported) as error:
-        fail(str(error), WRONG)
+        _end(error, str(error), WRONG, as_json)
     except BrokerError as error:
-        fail(str(error))
+        _end(error, str(error), FAILED, as_json)
     except BrokenPipeError:
         # Whoever read our output has seen enough, as `head` does.  Python must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(FAILED) from None
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        fail(f"{error.strerror or error}{place}")
+        _end(error, f"{error.strerror or error}{place}", FAILED, as_json)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """End the command with one line on stderr."""
+    raise CommandFailed(message, code)
+
+
+def complain(message: str) -> None:
+    """Print one line on stderr."""
     typer.echo(f"brokerkit: {message}", err=True)
+
+
+def _end(error: Exception, text: str, code: int, as_json: bool) -> NoReturn:
+    if as_json:
+        print_json({"error": {"type": type(error).__name__, "text": text}, "exit_code": code})
+    complain(text)
     raise typer.Exit(code) from None
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print the warnings of the library as the commands print theirs, until a command sets up a log, as workers do."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: not logging.getLogger().handlers)
+    handler.setFormatter(logging.Formatter("brokerkit: %(message)s"))
+    logger = logging.getLogger("brokerkit")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ from brokerkit.blocking import Manager
 from brokerkit.cli.serve import broker_of
 from brokerkit.cli.targets import AnyManager
 from brokerkit.clock import Clock
-from brokerkit.errors import BrokerError, TopicNotFound
+from brokerkit.embedded.integrity import find_damage
+from brokerkit.embedded.location import check_location
+from brokerkit.embedded.settings import parse_settings
+from brokerkit.embedded.url import parse_url
+from brokerkit.errors import AccessRefused, BrokerError, TopicNotFound
 from brokerkit.registry import Registry
 from brokerkit.router import HandlerSpec
 from brokerkit.settings import Settings
@@ -41,6 +46,10 @@ _DISK_LOW = 200 << 20
 _DELIVERY_LIMITS = {"rabbitmq": 1800.0, "rocketmq": 900.0}
 #: Seconds at work after which a handler without a timeout is suspicious.
 _LONG = 600.0
+#: What findings about the embedded broker's file are about.
+_FILE = "broker file"
+#: A topic that nobody has.
+_PROBE = "brokerkit-doctor"
 #: What adjtimex(2) returns when no time service keeps the clock.
 _TIME_ERROR = 5
 
@@ -125,14 +134,16 @@ def broker_findings(manager: Manager, clock: Clock) -> Iterator[Finding]:
     settings = manager.settings
     path = settings.embedded_path()
     if path is not None:
-        yield from _file_findings(path)
-        if not path.exists():
+        found = list(_file_findings(settings, path))
+        yield from found
+        if any(one.level == "wrong" and one.about == _FILE for one in found) or not path.exists():
             return
     began = clock.monotonic()
     try:
         manager.connect()
     except BrokerError as error:
-        yield _wrong("broker", str(error), "is it running, is the address right, do the credentials fit?")
+        server = "is it running, is the address right, do the credentials fit?"
+        yield _wrong("broker", str(error), server if path is None else "until then nothing can be sent or handled")
         return
     connected = clock.monotonic() - began
     health = manager.monitor.health()
@@ -144,30 +155,48 @@ def broker_findings(manager: Manager, clock: Clock) -> Iterator[Finding]:
         yield _advice("broker", text, "each send waits that long: move closer, or look at the broker's load")
     else:
         yield _ok("broker", text)
+    try:
+        # Something that the broker must do, not only be there for; and nothing is made.
+        manager.admin.verify(_PROBE)
+    except TopicNotFound:
+        pass
+    except BrokerError as error:
+        yield _wrong("broker", f"it is there and does not work: {error}", "until then nothing can be sent or handled")
+        return
+    if path is not None:
+        yield from _damage_findings(path)
     yield from _topic_findings(manager)
     yield _limits(manager)
 
 
-def _file_findings(path: Path) -> Iterator[Finding]:
-    about = "broker file"
-    folder = path.parent
-    if not folder.is_dir():
-        yield _wrong(about, f"the directory {folder} does not exist", f"mkdir -p {folder}")
+def _file_findings(settings: Settings, path: Path) -> Iterator[Finding]:
+    try:
+        parse_settings(settings.backend_section(), parse_url(settings.url).query)
+        check_location(path)
+    except BrokerError as error:
+        cure = "make it writable for this user" if isinstance(error, AccessRefused) else "correct it"
+        yield _wrong(_FILE, str(error), f"{cure}, or name another file: url: sqlite:///FILE")
         return
-    # SQLite makes files beside its own.
-    blocked = [one for one in (folder, path) if one.exists() and not os.access(one, os.W_OK)]
-    if blocked:
-        yield _wrong(about, f"{blocked[0]} cannot be written by this user", "change its owner or its mode")
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(path.parent).free
     if free < _DISK_LOW:
-        yield _wrong(about, f"{free >> 20} MiB are left on the disk of {path}", "make room: a full disk refuses sends")
-    if not blocked:
-        size = f"{path.stat().st_size >> 10} KiB" if path.exists() else "not there yet, the first send makes it"
-        yield _ok(about, f"{path}: {size}; {free >> 30} GiB free")
+        yield _wrong("disk", f"{free >> 20} MiB are left on the disk of {path}", "make room: a full disk refuses sends")
+    size = f"{path.stat().st_size >> 10} KiB" if path.exists() else "not there yet, the first send makes it"
+    yield _ok(_FILE, f"{path}: {size}; {free >> 30} GiB free")
+
+
+def _damage_findings(path: Path) -> Iterator[Finding]:
+    cure = "move it away, with its -wal file, and recover it: sqlite3 FILE .recover; or restore a backup"
+    try:
+        damage = find_damage(path)
+    except (OSError, sqlite3.Error) as error:
+        yield _advice(_FILE, f"{path} could not be checked: {error}", "ask again when nobody has it locked")
+        return
+    if damage is not None:
+        yield _wrong(_FILE, f"{path} is damaged: {damage}", cure)
 
 
 def _topic_findings(manager: Manager) -> Iterator[Finding]:
-    probe = next(iter(manager.topology), "brokerkit-doctor")
+    probe = next(iter(manager.topology), _PROBE)
     offered = manager.capabilities(probe)
     missing = sorted(one.value for one in manager.backend.capabilities - offered)
     if missing:
@@ -294,7 +323,8 @@ def worker_findings(workers: list[WorkerState], clock: Clock) -> Iterator[Findin
             yield _wrong(
                 about,
                 f"{what} is gone without having stopped; it was killed, or it crashed",
-                f"look at its log, start it again: brokerkit worker {worker.target} --id {worker.id}",
+                f"look at its log, start it again: brokerkit worker {worker.target}"
+                + ("" if worker.unnamed else f" --id {worker.id}"),
             )
             continue
         if condition == "silent":

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from brokerkit.admin import DeadLetter
-from brokerkit.cli.broker import FAILED, WRONG, Broker, fail, help_of, on_broker
+from brokerkit.cli.broker import FAILED, WRONG, Broker, complain, fail, help_of, on_broker
 from brokerkit.cli.output import AsJson, body_of, duration, print_json, print_table, printable
 from brokerkit.clock import SystemClock
 
 __all__ = ["dead"]
 
-_Topic = Annotated[str, typer.Argument(help="The topic.")]
-_Group = Annotated[str, typer.Argument(help="The group that gave them up.")]
-_Ids = Annotated[list[str] | None, typer.Argument(metavar="[IDS]...", help="Message ids; all of them without.")]
-_Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
+_Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")]
+_Group = Annotated[str, typer.Argument(metavar="GROUP", help="The group that gave them up.")]
+_Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Message ids; without any: all.")]
+_Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="At most so many, the oldest first.")]
 
 #: Characters of a text that a table shows.
 _PREVIEW = 60
@@ -60,13 +60,16 @@ def _show(
         letters = manager.admin.dead_letters(topic, group, _SEARCHED if ids else limit or 10)
     if ids:
         letters = [letter for letter in letters if letter.message.message_id in ids]
+    missing = set(ids or ()) - {letter.message.message_id or "" for letter in letters}
+    if missing and not letters:
+        fail(f"no such dead letter: {', '.join(sorted(missing))} ({topic} / {group})")
     if as_json:
         print_json([_data(letter) for letter in letters])
     elif letters:
         typer.echo("\n\n".join(_text(letter) for letter in letters))
-    missing = set(ids or ()) - {letter.message.message_id or "" for letter in letters}
     if missing:
-        fail(f"no such dead letter: {', '.join(sorted(missing))} ({topic} / {group})")
+        complain(f"no such dead letter: {', '.join(sorted(missing))} ({topic} / {group})")
+        raise typer.Exit(FAILED)
     if not letters and not as_json:
         typer.echo(f"no dead letters: {topic} / {group}")
 
@@ -92,7 +95,7 @@ def _discard(
     group: _Group,
     ids: _Ids = None,
     limit: _Limit = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete dead letters for good. Asks first, unless --yes is given.
@@ -135,7 +138,8 @@ def _tell(count: int, verb: str, topic: str, group: str, ids: list[str] | None, 
     else:
         typer.echo(f"{count} {verb}: {topic} / {group}")
     if ids and count < len(set(ids)):
-        fail(f"{len(set(ids)) - count} of the ids are no dead letters of {topic} / {group}", FAILED)
+        complain(f"{len(set(ids)) - count} of the ids are no dead letters of {topic} / {group}")
+        raise typer.Exit(FAILED)
 
 
 def _row(letter: DeadLetter, now: float) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ _MARKS = {"ok": "[green]ok    [/]", "advice": "[yellow]advice[/]", "wrong": "[bo
 def doctor(
     broker: Broker,
     target: Annotated[
-        str | None, typer.Argument(metavar="[MODULE[:NAME]]", help="An application, to look at its handlers too.")
+        str | None, typer.Argument(metavar="MODULE[:NAME]", help="An application, to look at its handlers too.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +60,11 @@ def doctor(
             if not as_json:
                 _print(one)
     except ConfigurationError as error:
-        found.append(Finding(level="wrong", about="configuration", text=str(error), cure="correct it, then ask again"))
+        found.append(
+            Finding(
+                level="wrong", about="configuration", text=str(error).removeprefix("configuration: "), cure="correct it"
+            )
+        )
         if not as_json:
             _print(found[-1])
         code = WRONG

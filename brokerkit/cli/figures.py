@@ -22,8 +22,8 @@ __all__ = ["lag", "status"]
 
 def status(
     broker: Broker,
-    topic: Annotated[str | None, typer.Argument(help="Only this topic.")] = None,
-    group: Annotated[str | None, typer.Argument(help="Only this group of it.")] = None,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Only this topic.")] = None,
+    group: Annotated[str | None, typer.Argument(metavar="GROUP", help="Only this group of it.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the figures of topics and groups, and the workers on this host.
@@ -66,6 +66,8 @@ def status(
     if found:
         columns = ("topic", "group", ">ready", ">in work", ">delayed", ">dead", ">consumers", ">oldest")
         print_table(columns, [_row(one) for one in found])
+        if topic is None:
+            typer.echo("groups that the configuration or a worker names; any other: brokerkit status TOPIC GROUP")
     elif topic is None:
         typer.echo(
             "no group is known here: name one (brokerkit status TOPIC GROUP), list topics in brokerkit.yaml, "
@@ -76,8 +78,8 @@ def status(
 
 def lag(
     broker: Broker,
-    topic: Annotated[str, typer.Argument(help="The topic.")],
-    group: Annotated[str, typer.Argument(help="The group.")],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")],
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="The group.")],
     as_json: AsJson = False,
 ) -> None:
     """Show how far one group is behind. "?" means that the broker does not say.

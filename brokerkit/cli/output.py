@@ -14,7 +14,7 @@ from rich.table import Table
 
 __all__ = ["AsJson", "body_of", "duration", "figure", "print_json", "print_table"]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, and nothing else on stdout.")]
 
 #: Columns of output that goes into a file or a pipe, where nobody says how wide it may be.
 _PIPE_WIDTH = 160

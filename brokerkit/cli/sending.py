@@ -17,16 +17,24 @@ __all__ = ["send", "send_export"]
 
 def send(
     broker: Broker,
-    topic: Annotated[str, typer.Argument(help="Where to send it.")],
-    body: Annotated[str, typer.Argument(help="The body as text; - reads it from standard input, bytes included.")],
-    key: Annotated[str | None, typer.Option(help="Ordering and tracing key.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Label that groups filter by.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="Chooses among the handlers of a group.")] = None,
-    delay: Annotated[float | None, typer.Option(help="Seconds from now before which nobody gets it.")] = None,
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Where to send it.")],
+    body: Annotated[
+        str, typer.Argument(metavar="BODY", help="The body as text; - reads it from standard input, bytes included.")
+    ],
+    key: Annotated[str | None, typer.Option(metavar="TEXT", help="Ordering and tracing key.")] = None,
+    tag: Annotated[str | None, typer.Option(metavar="TEXT", help="Label that groups filter by.")] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", metavar="TEXT", help="Chooses among the handlers of a group.")
+    ] = None,
+    delay: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Nobody gets it earlier than so long from now.")
+    ] = None,
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; may be repeated.")] = None,
-    priority: Annotated[int, typer.Option(help="0 (lowest) to 9.")] = 0,
-    ttl: Annotated[float | None, typer.Option(help="Seconds after which it is not handled any more.")] = None,
-    json_body: Annotated[bool, typer.Option("--json-body", help="Refuse a body that is not JSON.")] = False,
+    priority: Annotated[int, typer.Option(metavar="N", min=0, max=9, help="0 (lowest) to 9.")] = 0,
+    ttl: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="It is not handled any more after so long.")
+    ] = None,
+    json_body: Annotated[bool, typer.Option("--json-body", metavar="", help="Refuse a body that is not JSON.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send one message and print its id.
@@ -60,10 +68,14 @@ def send(
 
 def send_export(
     broker: Broker,
-    template: Annotated[str, typer.Argument(help="The template that renders the document.")],
-    data: Annotated[str, typer.Argument(help="What it shows: a JSON object; - reads it from standard input.")] = "{}",
-    output_format: Annotated[str, typer.Option("--format", help="For example docx, pdf, xlsx, csv or html.")] = "pdf",
-    priority: Annotated[int, typer.Option(min=0, max=9, help="0 (lowest) to 9.")] = 0,
+    template: Annotated[str, typer.Argument(metavar="TEMPLATE", help="The template that renders the document.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="What it shows: a JSON object; - reads it from standard input.")
+    ] = "{}",
+    output_format: Annotated[
+        str, typer.Option("--format", metavar="TEXT", help="For example docx, pdf, xlsx, csv or html.")
+    ] = "pdf",
+    priority: Annotated[int, typer.Option(metavar="N", min=0, max=9, help="0 (lowest) to 9.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Send one export task and print its id, which is also the name of the document.

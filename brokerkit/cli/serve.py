@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import FrameType
 
 from brokerkit.blocking import Manager
 from brokerkit.cli.beat import Beat
+from brokerkit.cli.patience import Patience
 from brokerkit.cli.targets import AnyManager, files_below, load_manager, project_files
 from brokerkit.clock import SystemClock
 from brokerkit.errors import BrokerError, ConfigurationError
@@ -26,10 +29,12 @@ from brokerkit.state_files import StateFile
 from brokerkit.suggest import did_you_mean
 from brokerkit.url import BrokerUrl
 
-__all__ = ["Order", "broker_of", "main", "serve"]
+__all__ = ["Order", "broker_of", "main", "say", "serve"]
 
-#: Seconds beyond the stop timeout after which a process whose supervisor is gone ends itself.
-_GRACE = 5.0
+#: Seconds beyond the stop timeout after which a process whose supervisor is gone ends itself, whatever happens.
+_GRACE = 12.0
+#: What shells add to the number of a signal.
+_BY_SIGNAL = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,8 @@ class Order:
 
     targets: Sequence[str]
     worker_id: str
+    #: Nobody chose the id: it is made of the pid.
+    unnamed: bool = False
     manager: str | None = None
     only: Sequence[str] = ()
     concurrency: int | None = None
@@ -84,34 +91,79 @@ def serve(order: Order) -> int:
         reports.send(loaded=True, stop_timeout=settings.stop_timeout, files=project_files())
         _prepare_logging()
         _greet(manager, order, broker)
+        clock = SystemClock()
 
-        def on_stop(in_flight: int) -> None:
-            if in_flight and order.lifeline is None:
-                _say(
-                    f"stopping: {in_flight} in work, which may take {settings.stop_timeout:g} s; "
+        def on_look(running: bool) -> None:
+            if reports.wanted:
+                reports.send(files=project_files(), **({"ran": True} if running else {}))
+
+        def on_first() -> None:
+            if beat.in_flight and order.lifeline is None:
+                say(
+                    f"stopping: {beat.in_flight} in work, which may take {settings.stop_timeout:g} s; "
                     f"once more stops without waiting"
                 )
 
-        with Beat(
+        def on_forced() -> None:
+            say(
+                "ended by force: a handler holds up the event loop, or ignores its cancellation; "
+                "what was in work goes back"
+            )
+            with contextlib.suppress(OSError):
+                file.remove()
+
+        beat = Beat(
             manager,
             file,
             worker_id=order.worker_id,
+            unnamed=order.unnamed,
             target=" ".join(order.targets),
             broker=broker,
-            clock=SystemClock(),
-            on_look=lambda: reports.send(files=project_files()) if reports.wanted else None,
-            on_stop=on_stop,
-        ):
+            clock=clock,
+            on_look=on_look,
+        )
+        patience = Patience(settings.stop_timeout, clock, on_first=on_first, on_second=beat.hurry, on_forced=on_forced)
+        with _signals(file), patience, beat:
             if isinstance(manager, Manager):
                 manager.run()
             else:
                 asyncio.run(manager.run())
         return 0
     except BrokerError as error:
-        _say(str(error))
+        say(str(error))
         return 2 if isinstance(error, ConfigurationError) else 1
+    except OSError as error:
+        say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+@contextlib.contextmanager
+def _signals(file: StateFile) -> Iterator[None]:
+    """Leave at once while the manager does not listen yet, or not any more; take a closed terminal for SIGTERM.
+
+    Under ``nohup``, which ignores it, a closed terminal is to be survived.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        # Nothing is open and nothing in work.  An exception might leave a half-started thread that nobody ends.
+        with contextlib.suppress(OSError):
+            file.remove()
+        os._exit(_BY_SIGNAL + number)
+
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], object]] = {
+        signal.SIGINT: leave,
+        signal.SIGTERM: leave,
+    }
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        handlers[signal.SIGHUP] = lambda number, frame: os.kill(os.getpid(), signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def broker_of(settings: Settings) -> str:
@@ -157,13 +209,15 @@ def _prepare_logging() -> None:
 def _greet(manager: AnyManager, order: Order, broker: str) -> None:
     handlers = ", ".join(sorted({f"{spec.topic} ({spec.name})" for spec in manager.specs}))
     hint = "" if order.lifeline is not None else "; Ctrl-C stops"
-    _say(f"worker {order.worker_id} (pid {os.getpid()}) on {broker}: {handlers}{hint}")
+    say(f"worker {order.worker_id} (pid {os.getpid()}) on {broker}: {handlers}{hint}")
 
 
-def _say(line: str) -> None:
-    # One write, as other processes write to the same terminal.
-    sys.stderr.write(f"brokerkit: {line}\n")
-    sys.stderr.flush()
+def say(line: str) -> None:
+    """Tell the person at the terminal; one that is gone is no reason to fail."""
+    with contextlib.suppress(OSError, ValueError):
+        # One write, as other processes write to the same terminal.
+        sys.stderr.write(f"brokerkit: {line}\n")
+        sys.stderr.flush()
 
 
 # --- the supervisor ---------------------------------------------------------------------------------------------------
@@ -181,7 +235,7 @@ class _Lifeline:
     def _watch(self, descriptor: int) -> None:
         # Nobody writes to it: it only ever ends.
         os.read(descriptor, 1)
-        _say("the supervisor is gone: stopping")
+        say("the supervisor is gone: stopping")
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(self.patience)
         os._exit(1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from brokerkit.manager import AsyncManager
 from brokerkit.router import Router
 from brokerkit.suggest import did_you_mean
 
-__all__ = ["AnyManager", "files_below", "load_manager", "project_files"]
+__all__ = ["AnyManager", "check_targets", "files_below", "load_manager", "project_files"]
 
 #: Files that are watched at most where it is not known which ones the project is made of.
 _MOST_FILES = 5_000
@@ -40,6 +41,8 @@ def load_manager(targets: Iterable[str], name: str | None = None) -> AnyManager:
     module, attribute = _load(first)
     manager = _only_manager(module, name) if attribute is None else _manager_at(module, attribute)
     for other in others:
+        if hasattr(module, other) and importlib.util.find_spec(other) is None:
+            raise ConfigurationError(f"there is no module {other!r}; for that of {first} write {first}:{other}")
         module, attribute = _load(other)
         if attribute is None:
             continue
@@ -51,6 +54,12 @@ def load_manager(targets: Iterable[str], name: str | None = None) -> AnyManager:
                 f"{other} is another manager than {first}: a worker runs one; start a second worker for the other"
             )
     return manager
+
+
+def check_targets(targets: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for what is not ``MODULE`` or ``MODULE:NAME``; imports nothing."""
+    for target in targets:
+        _split(target)
 
 
 def project_files() -> list[str]:
@@ -92,16 +101,21 @@ def files_below() -> list[str]:
 
 
 def _load(target: str) -> tuple[ModuleType, str | None]:
+    name, attribute = _split(target)
+    return _import(name), attribute
+
+
+def _split(target: str) -> tuple[str, str | None]:
     name, colon, attribute = target.partition(":")
     if name.endswith(".py") or "/" in name or os.sep in name:
-        guess = name.removesuffix(".py").strip("./").replace(os.sep, ".")
+        guess = os.path.normpath(name.removesuffix(".py")).strip("./").replace(os.sep, ".")
         raise ConfigurationError(
-            f"{name} is a file; give the module as an import would: {guess}{colon}{attribute}, "
+            f"{name} is the path of a file; give the module as an import would: {guess}{colon}{attribute}, "
             f"from the directory that it is imported from"
         )
     if not name or (colon and not attribute) or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigurationError(f"{target!r} is not MODULE:NAME; an example: app:manager")
-    return _import(name), attribute or None
+    return name, attribute or None
 
 
 def _import(name: str) -> ModuleType:
@@ -117,9 +131,13 @@ def _import(name: str) -> ModuleType:
         raise _failed(name, error) from None
     except SystemExit as left:
         raise ConfigurationError(
-            f"importing {name} ended the process (exit code {left.code}); "
+            f"importing {name} ended the process ({_ended(left.code)}); "
             f'put what the script runs below: if __name__ == "__main__":'
         ) from None
+
+
+def _ended(code: object) -> str:
+    return f"exit code {code or 0}" if code is None or isinstance(code, int) else str(code)
 
 
 def _not_there(name: str, missing: str) -> ConfigurationError:
@@ -153,17 +171,22 @@ def _line(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost line of the project that an import failed in."""
+    """Return the lines of the project that the error came through: one beside it, several below it."""
     if isinstance(error, SyntaxError):
         # Its text names the place.
         return ""
-    here = str(Path.cwd())
+    here = str(Path.cwd()) + os.sep
     ours = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename.startswith(here) and "site-packages" not in frame.filename
     ]
-    return f" ({os.path.relpath(ours[-1].filename)}, line {ours[-1].lineno})" if ours else ""
+    if len(ours) > 1:
+        return "".join(
+            f"\n  {os.path.relpath(frame.filename)}, line {frame.lineno}, in {frame.name}: {frame.line}"
+            for frame in ours
+        )
+    return f" ({os.path.relpath(ours[0].filename)}, line {ours[0].lineno})" if ours else ""
 
 
 # --- attributes -------------------------------------------------------------------------------------------------------
@@ -180,6 +203,9 @@ def _only_manager(module: ModuleType, name: str | None) -> AnyManager:
     if distinct:
         choices = ", ".join(f"{module.__name__}:{key}" for key in sorted(found))
         raise ConfigurationError(f"module {module.__name__!r} holds several managers{of_name}; choose one: {choices}")
+    others = ", ".join(f"{key} is {one.name!r}" for key, one in sorted(_managers(module).items()))
+    if others:
+        raise ConfigurationError(f"module {module.__name__!r} holds no manager{of_name}: {others}")
     routers = sorted(key for key, one in vars(module).items() if isinstance(one, Router))
     hint = f"; it holds a Router ({', '.join(routers)}): name the module whose manager includes it" if routers else ""
     raise ConfigurationError(
@@ -216,9 +242,19 @@ def _manager_at(module: ModuleType, attribute: str) -> AnyManager:
         return found
     if isinstance(found, Router):
         raise ConfigurationError(f"{where} is a Router; a worker runs a manager that includes it")
+    if isinstance(found, type) and issubclass(found, AnyManager) and found.__module__.startswith("brokerkit."):
+        made_there = ", ".join(f"{module.__name__}:{key}" for key in sorted(_managers(module)))
+        raise ConfigurationError(
+            f"{where} is the class; a worker runs an instance of it: {made_there or 'write: manager = Manager()'}"
+        )
     if not callable(found) or (isinstance(found, type) and not issubclass(found, AnyManager)):
         what = "class" if isinstance(found, type) else type(found).__name__
         raise ConfigurationError(f"{where} is a {what}, not a Manager, an AsyncManager or a factory of one")
+    if _needs_arguments(found):
+        managers = ", ".join(f"{module.__name__}:{key}" for key in sorted(_managers(module))) or "none"
+        raise ConfigurationError(
+            f"{where} is a function with parameters, so it is no factory of a manager (managers there: {managers})"
+        )
     try:
         made = found()
     except Exception as error:
@@ -232,3 +268,14 @@ def _manager_at(module: ModuleType, attribute: str) -> AnyManager:
             f"that returns a Manager or an AsyncManager"
         )
     return made
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    except ValueError:
+        # Not written in Python: calling it will tell.
+        return False
+    return False

@@ -9,10 +9,9 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, field
 
-from brokerkit.errors import TopicNotFound, TopologyConflict
-from brokerkit.spi import GroupSpec, TopicSpec
+from brokerkit.embedded.refusals import no_group, no_topic, parse_tags
 
-__all__ = ["INBOXES", "Catalog", "Group", "Topic", "no_group", "no_topic"]
+__all__ = ["INBOXES", "Catalog", "Group", "Topic"]
 
 #: The topic whose groups are the inboxes.  No application can name it: names that begin with "bk." are refused.
 INBOXES = "bk.inboxes"
@@ -92,57 +91,3 @@ class Catalog:
         """Return the group if there is one."""
         found = self.topics.get(topic)
         return None if found is None else found.groups.get(name)
-
-    def check(self, topic: TopicSpec, group: GroupSpec | None) -> None:
-        """Raise `TopologyConflict` where what exists contradicts what is asked for."""
-        found = self.topics.get(topic.name)
-        if found is None:
-            return
-        if found.ordered != topic.ordered:
-            raise _conflict(topic.name, f"topic {topic.name!r}", found.ordered, topic.ordered)
-        existing = None if group is None else found.groups.get(group.name)
-        if group is not None and existing is not None and existing.ordered != group.ordered:
-            what = f"group {group.name!r} of topic {topic.name!r}"
-            raise _conflict(topic.name, what, existing.ordered, group.ordered)
-
-    def verify(self, topic: TopicSpec, group: GroupSpec | None) -> None:
-        """Raise `TopicNotFound` or `TopologyConflict` unless it exists as given."""
-        self.topic(topic.name)
-        self.check(topic, group)
-        if group is None:
-            return
-        existing = self.group(topic.name, group.name)
-        tags = parse_tags(group.tag)
-        if existing.tags is not None and (tags is None or not tags <= existing.tags):
-            raise TopologyConflict(
-                f"group {group.name!r} of topic {topic.name!r} has the tag filter {format_tags(existing.tags)!r}, "
-                f"which does not cover {group.tag!r}: declare the group again",
-                topic=topic.name,
-                backend="embedded",
-            )
-
-
-def parse_tags(expression: str) -> frozenset[str] | None:
-    """Return the tags of a filter in normal form; None matches everything."""
-    return None if expression == "*" else frozenset(expression.split("||"))
-
-
-def format_tags(tags: frozenset[str] | None) -> str:
-    """Return the normal form of a filter."""
-    return "*" if tags is None else "||".join(sorted(tags))
-
-
-def no_topic(topic: str) -> TopicNotFound:
-    """Return the error for a topic that does not exist."""
-    return TopicNotFound(f"topic {topic!r} does not exist: declare it first", topic=topic, backend="embedded")
-
-
-def no_group(topic: str, group: str) -> TopicNotFound:
-    """Return the error for a group that does not exist."""
-    return TopicNotFound(f"topic {topic!r} has no group {group!r}: declare it first", topic=topic, backend="embedded")
-
-
-def _conflict(topic: str, what: str, is_ordered: bool, asked: bool) -> TopologyConflict:
-    return TopologyConflict(
-        f"{what} exists with ordered={is_ordered}, not ordered={asked}", topic=topic, backend="embedded"
-    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from brokerkit.embedded import leases
-from brokerkit.embedded.catalog import Group, format_tags, no_topic, parse_tags
+from brokerkit.embedded.catalog import Group
+from brokerkit.embedded.refusals import check_shape, format_tags, no_topic, parse_tags
 from brokerkit.embedded.store import Claimant
 from brokerkit.embedded.transaction import Transaction
 from brokerkit.spi import GroupSpec, GroupStats, TopicSpec
@@ -32,7 +33,7 @@ _BACKFILL_STEPS = 5
 
 def declare(tx: Transaction, topic: TopicSpec, group: GroupSpec | None) -> None:
     """Create what is missing; widen the tags of an existing group, never narrow them."""
-    tx.catalog.check(topic, group)
+    check_shape(tx.catalog.topics, topic, group)
     tx.flush()
     execute = tx.connection.execute
     found = tx.catalog.topics.get(topic.name)

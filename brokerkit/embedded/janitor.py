@@ -27,6 +27,8 @@ _LONG = 1000
 #: Bytes of the WAL that are written before they are needed, and in one step.
 _AHEAD = 8 << 20
 _AHEAD_STEP = 2 << 20
+#: Bytes of free disk below which nothing is written ahead: the file itself needs what is left.
+_AHEAD_SPARE = 64 << 20
 #: Seconds between two sweeps while there is writing, and at rest.
 _SWEEP = 2.0
 _IDLE = 60.0
@@ -78,9 +80,10 @@ class Janitor:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
+        connection = self._connect()
+        if connection is None:
+            return
         try:
-            connection.execute("PRAGMA synchronous = FULL")
             busy = 0.0
             while not self._halt.is_set():
                 if not self._wake.wait(_IDLE):
@@ -97,6 +100,18 @@ class Janitor:
                     self._sweep_safely()
         finally:
             connection.close()
+
+    def _connect(self) -> sqlite3.Connection | None:
+        """Return a connection of this thread; None at the end, without any."""
+        while not self._halt.is_set():
+            try:
+                connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
+                connection.execute("PRAGMA synchronous = FULL")
+                return connection
+            except sqlite3.Error:
+                # As many files are open as the process may have.  The broker works without a janitor for a while.
+                self._halt.wait(_SWEEP)
+        return None
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         if _copy(connection) > _LONG:
@@ -159,7 +174,7 @@ class Janitor:
 
     def _lengthen(self, connection: sqlite3.Connection) -> None:
         try:
-            if self._log.stat().st_size < _AHEAD:
+            if self._log.stat().st_size < _AHEAD and _has_room(self._log):
                 with self._exclusive():
                     lengthen(connection, self._log)
         except (BrokerError, OSError, sqlite3.Error):
@@ -175,6 +190,11 @@ def _copy(connection: sqlite3.Connection) -> int:
         # Another process checkpoints, or the disk is full: the next one comes in a moment.
         return 0
     return int(frames) if copied < frames else 0
+
+
+def _has_room(path: Path) -> bool:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize >= _AHEAD_SPARE
 
 
 def lengthen(connection: sqlite3.Connection, log: Path) -> None:

@@ -10,11 +10,12 @@ from math import inf
 from typing import ClassVar
 
 from brokerkit.embedded.audience import Audience, Subscriber
-from brokerkit.embedded.ready import Entry, Lanes, Record, inbound
+from brokerkit.embedded.ready import Record, inbound
+from brokerkit.embedded.refusals import check_shape, fault_of, no_group, no_topic, parse_tags, verify_shape
 from brokerkit.embedded.settings import EmbeddedSettings
 from brokerkit.embedded.store import Claimant
 from brokerkit.embedded.topics import Group, Topic
-from brokerkit.errors import BrokerError, ConfigurationError, MessageTooLarge, TopicNotFound, TopologyConflict
+from brokerkit.errors import BrokerError, ConfigurationError
 from brokerkit.spi import (
     Clock,
     GroupSpec,
@@ -95,6 +96,9 @@ class MemoryStore:
             if self._opened == 0 and not self._name:
                 self._topics = {_INBOXES: self._topic(_INBOXES, ordered=False)}
 
+    async def ping(self, timeout: float) -> None:
+        """Return at once: nobody keeps a store in memory locked."""
+
     # --- sending ----------------------------------------------------------------------------------------------
 
     async def send(self, messages: Sequence[Outbound]) -> list[BrokerError | None]:
@@ -113,53 +117,18 @@ class MemoryStore:
 
     def _fault(self, message: Outbound) -> BrokerError | None:
         """Return why ``message`` cannot be stored."""
-        size = len(message.body)
-        if size > self._settings.max_message_size:
-            return MessageTooLarge(
-                f"the body has {size} bytes; max_message_size allows {self._settings.max_message_size}",
-                topic=getattr(message.destination, "topic", None),
-                backend="embedded",
-            )
-        destination = message.destination
-        if type(destination) is ToTopic:
-            if destination.topic not in self._topics:
-                return _no_topic(destination.topic)
-        elif isinstance(destination, ToGroup | ToDead):
-            topic = self._topics.get(destination.topic)
-            if topic is None:
-                return _no_topic(destination.topic)
-            if destination.group not in topic.groups:
-                return _no_group(destination.topic, destination.group)
-        return None
+        return fault_of(message, self._topics, self._settings.max_message_size)
 
     def _put(self, message: Outbound, now: float, woken: set[Audience]) -> None:
         destination = message.destination
-        due = message.due
         if type(destination) is ToTopic:
-            topic = self._topics[destination.topic]
-            if topic.later and topic.later[0][0] <= now:
-                topic.ripen(now, woken)
-            record = Record(message, True)
-            if due is not None and due > now:
-                topic.schedule(record, None, due, woken)
-            else:
-                topic.fan_out(record, now, woken)
+            self._topics[destination.topic].put(Record(message, True), None, now, woken)
         elif isinstance(destination, ToGroup):
             topic = self._topics[destination.topic]
-            group = topic.groups[destination.group]
-            if topic.later and topic.later[0][0] <= now:
-                topic.ripen(now, woken)
-            record = Record(message, False)
-            if due is not None and due > now:
-                topic.schedule(record, group, due, woken)
-            else:
-                group.enter(record, next(self._numbers), now, woken)
+            topic.put(Record(message, False), topic.groups[destination.group], now, woken)
         elif isinstance(destination, ToDead):
             group = self._topics[destination.topic].groups[destination.group]
-            record = Record(message, False)
-            record.seq = next(self._numbers)
-            record.stored = now
-            group.dead[record.seq] = Entry(record, None, 0.0)
+            group.keep_dead(Record(message, False), next(self._numbers), now)
         elif isinstance(destination, ToInbox):
             inbox = self._topics[_INBOXES].groups.get(destination.address)
             if inbox is not None:
@@ -176,20 +145,11 @@ class MemoryStore:
                 topic.ripen(now, woken)
             if group.lease_end <= now:
                 group.expire(now, woken)
-            if claimant.ordered and not isinstance(group.ready, Lanes):
-                group.ready = Lanes.of(group.ready, iter(group.leases.values()))
-            until = now + claimant.lease
-            entries = group.ready.take(limit, claimant.owner, until)
-            if entries and until < group.lease_end:
-                group.lease_end = until
-            tokens = self._tokens
-            leases = group.leases
+            if claimant.ordered:
+                group.keep_order()
+            leased = group.lease(limit, claimant.owner, now + claimant.lease, self._tokens)
             name, within = group.name, topic.name
-            claimed = []
-            for entry in entries:
-                token = next(tokens)
-                leases[token] = entry
-                claimed.append(inbound(entry, within, name, token))
+            claimed = [inbound(entry, within, name, token) for token, entry in leased]
         for audience in woken:
             audience.call()
         return claimed
@@ -248,14 +208,8 @@ class MemoryStore:
             if group is None:
                 return len(messages)
             for message in messages:
-                entry = group.leases.get(message.token)
-                if entry is None and message.token in group.taken:
-                    entry = group.dead[group.taken[message.token]]
-                if entry is None:
+                if not group.extend(message.token, until):
                     stale += 1
-                    continue
-                entry.until = until
-                group.lease_end = min(group.lease_end, until)
         group.audience.call()
         return stale
 
@@ -309,7 +263,7 @@ class MemoryStore:
             place = _INBOXES if topic is None else topic
             found = self._topics.get(place)
             if found is None:
-                raise _no_topic(place)
+                raise no_topic(place)
             name = f"bk.{'inbox' if topic is None else 'broadcast'}.{owner}"
             group = found.groups[name] = Group(name, self._audience(place, name), ordered=False, tags=None)
             group.owner = owner
@@ -337,17 +291,14 @@ class MemoryStore:
         now = self._clock.time()
         woken: set[Audience] = set()
         with self._lock:
+            check_shape(self._topics, topic, group)
             found = self._topics.get(topic.name)
-            if found is not None:
-                _check_ordered(topic, found.ordered, None)
-                found.ripen(now, woken)
-            existing = found.groups.get(group.name) if found is not None and group is not None else None
-            if existing is not None and group is not None:
-                _check_ordered(topic, existing.ordered, group)
             if found is None:
                 found = self._topics[topic.name] = self._topic(topic.name, ordered=topic.ordered)
+            found.ripen(now, woken)
             if group is not None:
-                tags = _tags(group.tag)
+                tags = parse_tags(group.tag)
+                existing = found.groups.get(group.name)
                 if existing is None:
                     audience = self._audience(topic.name, group.name)
                     woken.add(audience)
@@ -363,24 +314,7 @@ class MemoryStore:
 
     async def verify(self, topic: TopicSpec, group: GroupSpec | None) -> None:
         with self._lock:
-            found = self._topics.get(topic.name)
-            if found is None:
-                raise _no_topic(topic.name)
-            _check_ordered(topic, found.ordered, None)
-            if group is None:
-                return
-            existing = found.groups.get(group.name)
-            if existing is None:
-                raise _no_group(topic.name, group.name)
-            _check_ordered(topic, existing.ordered, group)
-            tags = _tags(group.tag)
-            if existing.tags is not None and (tags is None or not tags <= existing.tags):
-                raise TopologyConflict(
-                    f"group {group.name!r} of topic {topic.name!r} has the tag filter "
-                    f"{'||'.join(sorted(existing.tags))!r}, which does not cover {group.tag!r}: declare it again",
-                    topic=topic.name,
-                    backend="embedded",
-                )
+            verify_shape(self._topics, topic, group)
 
     async def delete(self, topic: str, group: str | None) -> None:
         woken = []
@@ -444,16 +378,8 @@ class MemoryStore:
         woken: set[Audience] = set()
         with self._lock:
             topic, group = self._refresh(claimant.topic, claimant.group, now, woken)
-            claimed: list[Inbound] = []
-            for number, entry in group.free_letters(ids):
-                if len(claimed) == limit:
-                    break
-                token = next(self._tokens)
-                group.taken[token] = number
-                entry.owner = claimant.owner
-                entry.until = now + claimant.lease
-                group.lease_end = min(group.lease_end, entry.until)
-                claimed.append(inbound(entry, topic.name, group.name, token))
+            leased = group.lease_dead(limit, ids, claimant.owner, now + claimant.lease, self._tokens)
+            claimed = [inbound(entry, topic.name, group.name, token) for token, entry in leased]
         for audience in woken:
             audience.call()
         return claimed
@@ -463,10 +389,10 @@ class MemoryStore:
     def _find(self, topic: str, group: str) -> tuple[Topic, Group]:
         found = self._topics.get(topic)
         if found is None:
-            raise _no_topic(topic)
+            raise no_topic(topic)
         existing = found.groups.get(group)
         if existing is None:
-            raise _no_group(topic, group)
+            raise no_group(topic, group)
         return found, existing
 
     def _look(self, claimant: Claimant) -> tuple[Topic | None, Group | None]:
@@ -485,25 +411,3 @@ class MemoryStore:
 
     def _audience(self, topic: str, group: str) -> Audience:
         return self._audiences.setdefault((topic, group), Audience())
-
-
-def _tags(expression: str) -> frozenset[str] | None:
-    """Return the tags of a filter in normal form; None matches everything."""
-    return None if expression == "*" else frozenset(expression.split("||"))
-
-
-def _check_ordered(topic: TopicSpec, ordered: bool, group: GroupSpec | None) -> None:
-    asked = topic.ordered if group is None else group.ordered
-    if asked != ordered:
-        what = f"topic {topic.name!r}" if group is None else f"group {group.name!r} of topic {topic.name!r}"
-        raise TopologyConflict(
-            f"{what} exists with ordered={ordered}, not ordered={asked}", topic=topic.name, backend="embedded"
-        )
-
-
-def _no_topic(topic: str) -> TopicNotFound:
-    return TopicNotFound(f"topic {topic!r} does not exist: declare it first", topic=topic, backend="embedded")
-
-
-def _no_group(topic: str, group: str) -> TopicNotFound:
-    return TopicNotFound(f"topic {topic!r} has no group {group!r}: declare it first", topic=topic, backend="embedded")

@@ -12,13 +12,14 @@ from typing import Any
 from brokerkit.embedded import groups, leases
 from brokerkit.embedded.catalog import INBOXES, Group
 from brokerkit.embedded.operation import MAX_WEIGHT, Operation, Sending, split
+from brokerkit.embedded.refusals import verify_shape
 from brokerkit.embedded.settings import EmbeddedSettings
 from brokerkit.embedded.sqlite_errors import map_send_error, map_sqlite_error
 from brokerkit.embedded.store import Claimant
 from brokerkit.embedded.storefile import StoreFile
 from brokerkit.embedded.transaction import Transaction
 from brokerkit.errors import BrokerError, BrokerUnavailable, Closed, PayloadError
-from brokerkit.spi import Clock, GroupSpec, GroupStats, Inbound, Outbound, TopicSpec
+from brokerkit.spi import Clock, GroupSpec, GroupStats, Inbound, Outbound, TopicSpec, wait
 
 __all__ = ["SqliteStore"]
 
@@ -109,6 +110,22 @@ class SqliteStore:
     def sweep(self) -> None:
         """Do now what the background does in time: retention, deleted groups, free space.  Blocks."""
         self._require().janitor.sweep(thorough=True)
+
+    async def ping(self, timeout: float) -> None:
+        # A transaction that changes nothing takes the lock, which says whether a send would get it; it writes no page.
+        future = self._require().writer.submit(Operation(lambda tx: None, durable=False))
+        try:
+            if not await wait(self._clock, future, timeout):
+                raise BrokerUnavailable(
+                    f"{self._path} could not be written to for {timeout:g} s: somebody else keeps it locked, "
+                    "or the disk is slow",
+                    backend="embedded",
+                )
+        finally:
+            future.cancel()
+        error = future.result()
+        if error is not None:
+            raise map_sqlite_error(error, self._path)
 
     # --- sending ------------------------------------------------------------------------------------------------
 
@@ -318,7 +335,10 @@ class SqliteStore:
 
     def mark_started(self, claimant: Claimant, message: Inbound) -> None:
         token = message.token
-        self._require().starts.mark(token[0], token[3])
+        try:
+            self._require().starts.mark(token[0], token[3])
+        except OSError as error:
+            raise map_sqlite_error(error, self._path) from error
 
     # --- consumers ----------------------------------------------------------------------------------------------
 
@@ -366,7 +386,7 @@ class SqliteStore:
                 continue
 
     async def verify(self, topic: TopicSpec, group: GroupSpec | None) -> None:
-        await self._require().do(Operation(lambda tx: tx.catalog.verify(topic, group), durable=False))
+        await self._require().do(Operation(lambda tx: verify_shape(tx.catalog.topics, topic, group), durable=False))
 
     async def delete(self, topic: str, group: str | None) -> None:
         await self._require().do(Operation(lambda tx: groups.delete(tx, topic, group), durable=True))

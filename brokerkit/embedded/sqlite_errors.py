@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 
@@ -19,6 +20,8 @@ __all__ = ["map_send_error", "map_sqlite_error"]
 
 #: A write that the system refused, not for a full disk: extended result codes of sqlite.org/rescode.html.
 _IOERR_WRITE = 778
+#: A full disk, too, which the file that processes share their state in met first.
+_IOERR_SHMSIZE = 4874
 #: Of a flush to disk that failed: what was written may or may not be there after a power loss.
 _IOERR_FSYNC = (1034, 1290)
 
@@ -49,10 +52,12 @@ def _translate(exc: BaseException, path: Path) -> BrokerError:
         return exc
     if isinstance(exc, UnicodeEncodeError | OverflowError | sqlite3.InterfaceError | sqlite3.DataError):
         return PayloadError(f"a field of the message cannot be stored: {exc}")
+    if isinstance(exc, OSError):
+        return _translate_os(exc, path)
     if not isinstance(exc, sqlite3.Error):
         return BrokerUnavailable(f"{path}: {type(exc).__name__}: {exc}")
-    code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
-    match code:
+    code = getattr(exc, "sqlite_errorcode", None) or 0
+    match sqlite3.SQLITE_FULL if code == _IOERR_SHMSIZE else code & 0xFF:
         case sqlite3.SQLITE_NOTADB:
             return ConfigurationError(f"{path} is not an SQLite database; point `embedded.path` to another file")
         case sqlite3.SQLITE_CORRUPT:
@@ -63,7 +68,10 @@ def _translate(exc: BaseException, path: Path) -> BrokerError:
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
             return AccessRefused(f"{path} is read-only for this user: {exc}")
         case sqlite3.SQLITE_CANTOPEN:
-            return AccessRefused(f"{path} cannot be opened: {exc}. The directory must exist and be writable")
+            return AccessRefused(
+                f"{path} cannot be opened: {exc}. The directory must exist and be writable, and the process "
+                "may open more files (ulimit -n)"
+            )
         case sqlite3.SQLITE_FULL:
             return BrokerUnavailable(f"{path} cannot grow: {exc}. Free some disk space")
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -71,3 +79,20 @@ def _translate(exc: BaseException, path: Path) -> BrokerError:
         case sqlite3.SQLITE_TOOBIG:
             return PayloadError(f"a field of the message is larger than SQLite stores: {exc}")
     return BrokerUnavailable(f"{path}: {exc}")
+
+
+def _translate_os(exc: OSError, path: Path) -> BrokerError:
+    """What became of a file that the broker keeps beside its own."""
+    what = exc.filename if isinstance(exc.filename, str) else str(path)
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BrokerUnavailable(f"there is no room beside {path}: {exc.strerror}. Free some disk space")
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        return BrokerUnavailable(f"{what} cannot be opened: {exc.strerror}; allow more (ulimit -n), or open fewer")
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessRefused(
+            f"{what} cannot be written: {exc.strerror}. All who use {path.name} must be able to write it and what is "
+            "beside it"
+        )
+    if exc.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return ConfigurationError(f"{what} is in the way of the embedded broker's own file of that name: move it away")
+    return BrokerUnavailable(f"{what}: {exc.strerror or exc}")

@@ -44,11 +44,15 @@ class StartMarks:
         self._free: list[int] = []
         self._used: dict[tuple[int, int], int] = {}
         self._map = mmap.mmap(-1, 1)
-        self._grow()
+        try:
+            self._grow()
+        except OSError:
+            self.close(remove=True)
+            raise
         self._map[: len(boot_id())] = boot_id()
 
     def mark(self, claim: int, seq: int) -> None:
-        """Record that a handler starts on the delivery ``seq`` of ``claim``."""
+        """Record that a handler starts on the delivery ``seq`` of ``claim``.  Raise `OSError` on a full disk."""
         key = (claim, seq)
         with self._mutex:
             if key in self._used:
@@ -81,11 +85,12 @@ class StartMarks:
         return bool(self._used)
 
     def _grow(self) -> None:
-        first, self._slots = self._slots, max(_FIRST_SLOTS, self._slots * 2)
-        size = _HEADER + self._slots * _SLOT.size
-        os.ftruncate(self._fd, size)
+        first, slots = self._slots, max(_FIRST_SLOTS, self._slots * 2)
+        size = _HEADER + slots * _SLOT.size
+        _extend(self._fd, size)
         self._map.close()
         self._map = mmap.mmap(self._fd, size)
+        self._slots = slots
         self._free.extend(_HEADER + slot * _SLOT.size for slot in range(first, self._slots))
 
     def abandon(self) -> None:
@@ -101,6 +106,17 @@ class StartMarks:
         if remove:
             self.path.unlink(missing_ok=True)
         self.abandon()
+
+
+def _extend(fd: int, size: int) -> None:
+    """Make the file ``size`` bytes long, with zeros that have their place on the disk.
+
+    The pages of a hole get theirs only when the memory is written to; where the disk is full by then, the kernel
+    ends the process with SIGBUS.  Raise `OSError`, e.g. for a full disk.
+    """
+    end = os.fstat(fd).st_size
+    while end < size:
+        end += os.pwrite(fd, bytes(size - end), end)
 
 
 class OwnerFile:

@@ -60,6 +60,10 @@ class Store(Protocol):
         """Undo one `open`; the last one frees everything."""
         ...
 
+    async def ping(self, timeout: float) -> None:
+        """Return when the store could be written, writing nothing; raise `BrokerUnavailable` after ``timeout`` s."""
+        ...
+
     async def send(self, messages: Sequence[Outbound]) -> list[BrokerError | None]:
         """Store the messages durably; one outcome each.  Messages of one call keep their order."""
         ...

@@ -66,6 +66,54 @@ class Group:
         self.ready.put(record)
         woken.add(self.audience)
 
+    def keep_dead(self, record: Record, number: int, now: float) -> None:
+        """Add a dead letter."""
+        record.seq = number
+        record.stored = now
+        self.dead[number] = Entry(record, None, 0.0)
+
+    def keep_order(self) -> None:
+        """Deliver in lanes from now on."""
+        if not isinstance(self.ready, Lanes):
+            self.ready = Lanes.of(self.ready, iter(self.leases.values()))
+
+    # --- leases ---
+
+    def lease(self, limit: int, owner: str, until: float, tokens: Iterator[int]) -> list[tuple[int, Entry]]:
+        """Lease up to ``limit`` ready messages to ``owner``; return them by token."""
+        leased = [(next(tokens), entry) for entry in self.ready.take(limit, owner, until)]
+        if leased:
+            self.leases.update(leased)
+            self.lease_end = min(self.lease_end, until)
+        return leased
+
+    def lease_dead(
+        self, limit: int, ids: frozenset[str] | None, owner: str, until: float, tokens: Iterator[int]
+    ) -> list[tuple[int, Entry]]:
+        """Lease up to ``limit`` dead letters that nobody has, oldest first; return them by token."""
+        leased: list[tuple[int, Entry]] = []
+        for number, entry in self.dead.items():
+            if len(leased) == limit:
+                break
+            if entry.owner is None and (ids is None or entry.record.message_id in ids):
+                token = next(tokens)
+                self.taken[token] = number
+                entry.owner, entry.until = owner, until
+                self.lease_end = min(self.lease_end, until)
+                leased.append((token, entry))
+        return leased
+
+    def extend(self, token: int, until: float) -> bool:
+        """Let one lease end at ``until``; return False when there is none under ``token``."""
+        entry = self.leases.get(token)
+        if entry is None and token in self.taken:
+            entry = self.dead[self.taken[token]]
+        if entry is None:
+            return False
+        entry.until = until
+        self.lease_end = min(self.lease_end, until)
+        return True
+
     def bury(self, token: int) -> int:
         """Remove a dead letter that is leased under ``token``; return 1 when there is none."""
         number = self.taken.pop(token, None)
@@ -106,12 +154,6 @@ class Group:
         """Return everything that is leased, dead letters included, by token."""
         return [*self.leases.items(), *((token, self.dead[number]) for token, number in self.taken.items())]
 
-    def free_letters(self, ids: frozenset[str] | None) -> Iterator[tuple[int, Entry]]:
-        """Yield the dead letters that nobody has leased, oldest first."""
-        for number, entry in self.dead.items():
-            if entry.owner is None and (ids is None or entry.record.message_id in ids):
-                yield number, entry
-
 
 class Topic:
     """A topic with its groups, what is scheduled and what is kept for groups to come."""
@@ -148,6 +190,18 @@ class Topic:
         if group.delayed:
             self.later = [item for item in self.later if item[3] is not group]
             heapify(self.later)
+
+    def put(self, record: Record, group: Group | None, now: float, woken: set[Audience]) -> None:
+        """Take in a message to ``group``, or to all groups, to be ready when it is due."""
+        if self.later and self.later[0][0] <= now:
+            self.ripen(now, woken)
+        due = record.due
+        if due is not None and due > now:
+            self.schedule(record, group, due, woken)
+        elif group is None:
+            self.fan_out(record, now, woken)
+        else:
+            group.enter(record, next(self.numbers), now, woken)
 
     def schedule(self, record: Record, group: Group | None, due: float, woken: set[Audience]) -> None:
         """Let a message to ``group``, or to all groups of that moment, wait until ``due``."""

@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from brokerkit.embedded.catalog import INBOXES, Catalog, Group, Topic, no_group, no_topic
-from brokerkit.errors import BrokerError, MessageTooLarge
+from brokerkit.embedded.catalog import INBOXES, Catalog, Group, Topic
+from brokerkit.embedded.refusals import fault_of
+from brokerkit.errors import BrokerError
 from brokerkit.spi import Outbound, ToDead, ToGroup, ToInbox, ToTopic
 
 __all__ = ["PROMOTE", "Transaction"]
@@ -63,9 +64,12 @@ class Transaction:
 
     def finish(self) -> None:
         """Write everything that is still pending; the commit follows."""
+        # What is inserted now is the end of the log; nothing can remove it before the commit.
+        at_the_end = bool(self._rows)
         self.flush()
         # The log is the counter as long as its last message has the highest number: one page less to write.
-        seq = self._seq if self.connection.execute(_LAST).fetchone() == (self.seq,) else self.seq
+        at_the_end = at_the_end or self.connection.execute(_LAST).fetchone() == (self.seq,)
+        seq = self._seq if at_the_end else self.seq
         if (seq, self.claim, self.catalog.version) != (self._seq, *self._stored):
             meta = (self.seq, self.claim, self.catalog.version)
             self.connection.execute("UPDATE meta SET seq = ?, claim = ?, catalog = ?", meta)
@@ -74,24 +78,7 @@ class Transaction:
 
     def fault(self, message: Outbound) -> BrokerError | None:
         """Return why the message cannot be stored."""
-        destination = message.destination
-        kind = type(destination)
-        if len(message.body) > self._max_body:
-            return MessageTooLarge(
-                f"the body has {len(message.body)} bytes; max_message_size allows {self._max_body}",
-                topic=getattr(destination, "topic", None),
-                backend="embedded",
-            )
-        if kind is ToTopic:
-            if destination.topic not in self.catalog.topics:  # type: ignore[union-attr]
-                return no_topic(destination.topic)  # type: ignore[union-attr]
-        elif isinstance(destination, ToGroup | ToDead):
-            topic = self.catalog.topics.get(destination.topic)
-            if topic is None:
-                return no_topic(destination.topic)
-            if destination.group not in topic.groups:
-                return no_group(destination.topic, destination.group)
-        return None
+        return fault_of(message, self.catalog.topics, self._max_body)
 
     def send(self, messages: Sequence[Outbound]) -> list[BrokerError | None]:
         """Take the messages in; return one outcome each.  They are written by `flush`."""

@@ -91,13 +91,15 @@ class WakeSocket:
     def _list(self) -> list[str]:
         try:
             changed = os.stat(self._directory).st_mtime_ns
+            if changed == self._listed:
+                return self._others
+            names = [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]
         except OSError:
+            # Gone, or as many files are open as the process may have: consumers elsewhere look by themselves.
             return []
-        if changed != self._listed:
-            names = [entry.name for entry in os.scandir(self._directory) if entry.name.endswith(_SUFFIX)]
-            self._others = [self._prefix + name for name in names if name != self._name]
-            # The kernel stamps the directory with the wall clock of this machine, whatever clock a test uses.
-            self._listed = changed if time.time_ns() - changed > _GRAIN_NS else -1
+        self._others = [self._prefix + name for name in names if name != self._name]
+        # The kernel stamps the directory with the wall clock of this machine, whatever clock a test uses.
+        self._listed = changed if time.time_ns() - changed > _GRAIN_NS else -1
         return self._others
 
     def abandon(self) -> None:

@@ -71,3 +71,20 @@ def test_the_directory_of_the_session_comes_first() -> None:
     named, fallback = runtime_directories({"XDG_RUNTIME_DIR": "/session"})
     assert named == Path("/session/brokerkit")
     assert runtime_directories({}) == [fallback]
+
+
+def test_what_a_crashed_worker_without_an_id_left_goes_with_the_next_start_of_its_application(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kept: dict[str, dict[str, Any]] = {
+        "chosen": {"unnamed": False},
+        "other": {"unnamed": True, "target": "shop"},
+        "alive": {"unnamed": True},
+    }
+    for name, changes in {**kept, "crashed": {"unnamed": True}}.items():
+        pid = os.getpid() if name == "alive" else gone.pid
+        StateFile(name, tmp_path).write(state(id=name, pid=pid, **changes))
+
+    StateFile("w2", tmp_path).remove_replaced(state(id="w2"))
+
+    assert {one.id for one in read_states([tmp_path])} == set(kept)

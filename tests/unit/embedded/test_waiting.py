@@ -206,3 +206,16 @@ async def test_a_cancelled_send_that_still_waits_is_not_stored(store: SqliteStor
         send.cancel()
         await asyncio.wait((send,))
     assert await stored(store) == []
+
+
+async def test_a_ping_says_that_somebody_keeps_the_file_and_writes_nothing(store: SqliteStore, path: Path) -> None:
+    before = store.commits, sqlite3.connect(path).execute("PRAGMA data_version").fetchone(), wal(path)
+    await store.ping(DEADLINE)
+    with locked(path), pytest.raises(BrokerUnavailable, match=r"could not be written to for 0\.1 s"):
+        await store.ping(0.1)
+    await store.ping(DEADLINE)
+    assert (before[2], before[0] + 2) == (wal(path), store.commits)
+
+
+def wal(path: Path) -> bytes:
+    return Path(f"{path}-wal").read_bytes()
