@@ -1,4 +1,6 @@
+## make demo    the export service: workers in other processes make documents; BROKER=url OUT=folder
 ## make test    everything that CI checks: ruff, mypy --strict, all tests; needs Python 3.11+ and make
+## make test-rabbitmq4  the RabbitMQ tests on 4.x: Debian trixie's package in a folder of the cache; needs root
 ## make bench   the benchmarks, peers side by side; prints ratios and the targets they must reach
 ## make docs    write the generated parts of docs/ again
 ## make clean   remove the environment and all caches
@@ -11,7 +13,7 @@ PARALLEL    ?= -n 4 --dist worksteal
 # Instead of all tests, e.g. make unit PYTEST_ARGS="tests/unit -k order"
 PYTEST_ARGS ?=
 
-.PHONY: help test lint types unit bench docs clean
+.PHONY: help demo test lint types brokers unit test-rabbitmq4 bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,13 +22,27 @@ help:
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "brokerkit needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo "$(PYTHON) -m venv $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "no environment in $(VENV); in a read-only checkout: make $(MAKECMDGOALS) VENV=/some/folder/venv OUT=/some/folder"; exit 1; }
 
 # The dev tools are a dependency group; pip 25.1+ reads it from pyproject.toml.
 $(STAMP): pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . --group dev
 	@touch $@
+
+# Its own stamp: whoever only looks at the demo needs no tools of development.
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "installing brokerkit and the libraries of the demo into $(VENV), once ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli]' --group demo
+	@touch $@
+
+# BROKER and OUT travel in the environment, where no list of processes shows a password.
+export BROKER OUT
+demo: $(VENV)/.demo
+	@$(BIN)/python -m examples.export_service
 
 test: lint types unit
 
@@ -37,13 +53,24 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(STAMP)
+# Installs what can be installed; what is there then must not be skipped.
+brokers: $(STAMP)
+	@scripts/install-brokers.sh > $(VENV)/.brokers
+
+unit: $(STAMP) brokers
 ifneq ($(PYTEST_ARGS),)
-	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults
-	$(BIN)/python -m pytest tests/faults
+	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults
+	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest tests/faults
 endif
+
+test-rabbitmq4: export BROKERKIT_TEST_RABBITMQ4 = 1
+test-rabbitmq4: export BROKERKIT_REQUIRE = rabbitmq
+test-rabbitmq4: $(STAMP)
+	@scripts/install-brokers.sh > /dev/null
+	$(BIN)/python -c "from brokerkit.testing.services.rabbitmq import newer_installation; print(newer_installation())"
+	$(BIN)/python -m pytest $(PARALLEL) tests/rabbitmq
 
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
