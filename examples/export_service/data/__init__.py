@@ -1,0 +1,1 @@
+"""The export tasks of one invented wholesaler, and how they were made."""
