@@ -6,10 +6,13 @@ How a page is read:
   A ``text`` block right below one is what it prints.
 - ``python name.py`` blocks are files; each is used by a test of its own, listed in `FILES`.
 - ``yaml`` blocks are configurations, ``toml`` blocks parse, and ``sh`` blocks name targets and extras that exist.
+- ``yaml`` and ``ini`` blocks with a file name are of other programs: see `test_deploying`.
+- ``py`` blocks are programs for another library: they parse, and import nothing but it.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -74,6 +77,27 @@ assert not manager.admin.dead_letters(orders, "billing") and not manager.admin.d
 """,
     )
 }
+
+#: Ours beside theirs: what it sends is handled, and a negative total becomes a dead letter at once.
+BILLED = """
+from brokerkit.testing import eventually_sync
+
+def done():
+    lag = manager.monitor.lag(orders, "billing")
+    return (lag.ready, lag.unsettled, lag.delayed) == (0, 0, 0)
+
+manager.send(orders, {"id": 3, "total": -1.0})
+manager.start()
+eventually_sync(done, within=60)
+(letter,) = manager.admin.dead_letters(orders, "billing")
+assert letter.attempts == 1 and "negative total" in letter.error, letter
+manager.stop()
+manager.close()
+"""
+
+#: The libraries that somebody may come from.
+PEERS = ("celery", "dramatiq", "faststream", "pika")
+CHECKS |= {f"coming-from-{peer}.md": ("manager.send(orders", BILLED) for peer in PEERS}
 
 #: Runs the blocks of a page in one namespace; prints what each printed as JSON.
 DRIVER = """
@@ -191,7 +215,7 @@ def test_the_program_of_a_page_runs_and_prints_what_it_says(page: Path, tmp_path
 
 
 def test_every_block_is_in_a_language_that_is_tested() -> None:
-    tested = {"", "python", "sh", "text", "toml", "yaml"}
+    tested = {"", "ini", "py", "python", "sh", "text", "toml", "yaml"}
     assert [
         f"{block.page}:{block.line}" for page in PAGES for block in blocks(page) if block.language not in tested
     ] == []
@@ -290,13 +314,26 @@ def test_a_backup_of_a_file_in_use_holds_its_messages(tmp_path: Path) -> None:
 
 
 def test_every_configuration_is_one() -> None:
-    found = of_language("yaml")
+    found = [block for block in of_language("yaml") if block.file is None]
     assert found
     for block in found:
         configured = Settings(**yaml.safe_load(block.text))
         EmbeddedSettings.model_validate(configured.model_dump().get("embedded") or {})
     for block in of_language("toml"):
         tomllib.loads(block.text)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_the_program_of_a_peer_parses_and_imports_only_that_peer(peer: str) -> None:
+    (program,) = [block for block in of_language("py") if block.page == f"coming-from-{peer}.md"]
+    imported = set()
+    for node in ast.walk(ast.parse(program.text)):
+        if isinstance(node, ast.Import):
+            imported |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    assert peer in imported
+    assert imported <= {peer, "pydantic", *sys.stdlib_module_names}
 
 
 def test_commands_name_targets_extras_and_files_that_exist() -> None:
