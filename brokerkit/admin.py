@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from brokerkit.envelope import (
     attempt_of,
     message_of,
 )
-from brokerkit.errors import BrokerError, CapabilityNotSupported
+from brokerkit.errors import BrokerError, CapabilityNotSupported, ConfigurationError
 from brokerkit.link import Link
 from brokerkit.message import Message
 from brokerkit.names import TagFilter, check_group, check_topic
@@ -75,6 +75,11 @@ class DeadLetter:
     first_failure: float | None
     last_failure: float | None
     host: str | None
+
+    @property
+    def id(self) -> str:
+        """The id of its message; empty on a foreign one that came without."""
+        return self.message.message_id or ""
 
 
 class Admin:
@@ -146,16 +151,27 @@ class Admin:
         return [dead_letter_of(inbound) for inbound in found]
 
     async def redrive(
-        self, topic: Topic[Any] | str, group: str, ids: Sequence[str] | None = None, *, limit: int | None = None
+        self,
+        topic: Topic[Any] | str,
+        group: str,
+        ids: Iterable[str | DeadLetter] | None = None,
+        *,
+        limit: int | None = None,
     ) -> int:
         """Send dead letters back to the group that failed, as attempt 1 with their ids and no ttl; return how many.
 
-        ``ids`` chooses by message id, ``limit`` takes the oldest so many; without either: all that are there.
+        ``ids`` chooses: dead letters, or the ids of messages.  ``limit`` takes the oldest so many.  Without either:
+        all that are there.
         """
         return await self._each_dead(topic, group, ids, limit, "redrive", self._redrive_one)
 
     async def discard(
-        self, topic: Topic[Any] | str, group: str, ids: Sequence[str] | None = None, *, limit: int | None = None
+        self,
+        topic: Topic[Any] | str,
+        group: str,
+        ids: Iterable[str | DeadLetter] | None = None,
+        *,
+        limit: int | None = None,
     ) -> int:
         """Delete dead letters for good; return how many.  ``ids`` and ``limit`` as in `redrive`."""
 
@@ -190,11 +206,12 @@ class Admin:
         self,
         topic: Topic[Any] | str,
         group: str,
-        ids: Sequence[str] | None,
+        chosen: Iterable[str | DeadLetter] | None,
         limit: int | None,
         what: str,
         act: Callable[[ConsumerDriver, Inbound], Awaitable[bool]],
     ) -> int:
+        ids = _ids_of(chosen, what)
         name = self._enter(topic)
         connection = await self._offering(DeadLetters, Capability.DEAD_LETTER, name, what)  # type: ignore[type-abstract]
         driver = await self._call(connection.take_dead(name, check_group(name, group), ids), name)
@@ -249,6 +266,15 @@ class Admin:
             raise
         except Exception as exc:
             raise self._link().wrap(exc, topic) from exc
+
+
+def _ids_of(chosen: Iterable[str | DeadLetter] | None, call: str) -> Sequence[str] | None:
+    if chosen is None:
+        return None
+    if isinstance(chosen, str | DeadLetter):
+        # The letters of a string would be taken for ids, of which there are none.
+        raise ConfigurationError(f"{call} takes a list of ids or of dead letters, not one alone")
+    return [one.id if isinstance(one, DeadLetter) else one for one in chosen]
 
 
 def dead_letter_of(inbound: Inbound) -> DeadLetter:

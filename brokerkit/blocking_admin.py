@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -56,16 +56,27 @@ class BlockingAdmin:
         return self._gate.call(partial(self._admin.dead_letters, topic, group, limit))
 
     def redrive(
-        self, topic: Topic[Any] | str, group: str, ids: Sequence[str] | None = None, *, limit: int | None = None
+        self,
+        topic: Topic[Any] | str,
+        group: str,
+        ids: Iterable[str | DeadLetter] | None = None,
+        *,
+        limit: int | None = None,
     ) -> int:
         """Send dead letters back to the group that failed, as attempt 1 with their ids; return how many.
 
-        ``ids`` chooses by message id, ``limit`` takes the oldest so many; without either: all that are there.
+        ``ids`` chooses: dead letters, or the ids of messages.  ``limit`` takes the oldest so many.  Without either:
+        all that are there.
         """
         return self._gate.call(partial(self._admin.redrive, topic, group, ids, limit=limit))
 
     def discard(
-        self, topic: Topic[Any] | str, group: str, ids: Sequence[str] | None = None, *, limit: int | None = None
+        self,
+        topic: Topic[Any] | str,
+        group: str,
+        ids: Iterable[str | DeadLetter] | None = None,
+        *,
+        limit: int | None = None,
     ) -> int:
         """Delete dead letters for good; return how many.  ``ids`` and ``limit`` as in `redrive`."""
         return self._gate.call(partial(self._admin.discard, topic, group, ids, limit=limit))
@@ -101,4 +112,4 @@ class BlockingMonitor:
 
     def metrics(self) -> MetricsSnapshot:
         """Return the rates and latencies of the last five minutes of this manager."""
-        return self._monitor.metrics()
+        return self._gate.read(self._monitor.metrics)

@@ -43,6 +43,7 @@ class Blueprint:
         self._settings: Settings | None = None
         self._backend: Backend | None = None
         self._topology: Topology | None = None
+        self._jitter = True
         # Threads of a blocking manager register and consume while its loop connects.
         self._lock = threading.RLock()
 
@@ -81,11 +82,17 @@ class Blueprint:
             return self._backend
 
     @property
+    def backend_name(self) -> str:
+        """The name of the backend, which need not be installed; raises `ConfigurationError`."""
+        given = self._backend_given
+        return given.name if given is not None and not isinstance(given, str) else self.settings.backend_name
+
+    @property
     def topology(self) -> Topology:
         """The topics and groups that the application declared so far."""
         with self._lock:
             if self._topology is None:
-                self._topology = Topology(self.backend.name, self.settings.topics)
+                self._topology = Topology(self.backend_name, self.settings.topics)
                 for spec in self._specs:
                     self.declare(spec)
             return self._topology
@@ -96,6 +103,8 @@ class Blueprint:
             # Read by a copy: this one still reads its configuration on its first use.
             own = self._settings or Blueprint(self._given, self._backend_given, self._name, []).settings
             other = Blueprint({}, backend, self._name, self._specs)
+            # Who decides when the time passes must be able to know what is due when.
+            other._jitter = False
             other._settings = own.model_copy(update={"backend": backend.name, "url": url})
             known = self._topology
             for name in known or ():
@@ -115,22 +124,23 @@ class Blueprint:
         return self._backend_given is None and self.settings.nothing_configured
 
     def describe(self) -> str:
-        """Return the backend's name without reading anything."""
-        return self._backend.name if self._backend is not None else "not configured yet"
+        """Return "on" and the backend's name without reading anything; "not used yet" where that is not known."""
+        return f"on {self._backend.name}" if self._backend is not None else "not used yet"
 
     def connect_options(self, clock: Clock) -> ConnectOptions:
         """Return what the backend connects with; raise `ConfigurationError` when it is switched off."""
-        settings, backend = self.settings, self.backend
+        settings, name = self.settings, self.backend_name
         if not settings.enabled:
             raise ConfigurationError(
-                f"the backend {backend.name} is switched off: its section says enabled: false", backend=backend.name
+                f"the backend {name} is switched off: its section says enabled: false", backend=name
             )
         return ConnectOptions(
             url=settings.backend_url(),
             section=settings.backend_section(),
             topics=self.topology,
             client_id=settings.client_id,
-            attempt_timeout=settings.attempt_timeout,
+            # One attempt may not take longer than all of them together.
+            attempt_timeout=min(settings.attempt_timeout, settings.send_timeout),
             clock=clock,
         )
 
@@ -212,7 +222,8 @@ class Blueprint:
     def retry_policy(self, topic: str, own: RetryPolicy | None = None) -> RetryPolicy:
         """Return the policy of a handler: its own, else topic, ``retry:``, compatibility keys, defaults."""
         settings = self.topology.settings(topic)
-        return resolve_policy(own, settings.retry if settings is not None else None, self.settings.retry)
+        policy = resolve_policy(own, settings.retry if settings is not None else None, self.settings.retry)
+        return policy if self._jitter else replace(policy, jitter="none")
 
     def expired(self, topic: str) -> Literal["drop", "dead"]:
         """Return what becomes of messages of ``topic`` that outlived their ttl."""

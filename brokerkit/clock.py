@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Clock", "SystemClock", "Timer", "wait"]
+__all__ = ["Clock", "SystemClock", "TimeIsUp", "Timer", "wait", "within"]
+
+T = TypeVar("T")
 
 
 class Timer(Protocol):
@@ -80,3 +82,21 @@ async def wait(clock: Clock, future: asyncio.Future[Any], timeout: float | None)
         timer.cancel()
         future.remove_done_callback(ring)
     return future.done()
+
+
+class TimeIsUp(Exception):
+    """What `within` was given took too long; it was cancelled."""
+
+
+async def within(clock: Clock, work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Return what ``work`` returns; cancel it and raise `TimeIsUp` when it is not done in ``seconds``."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        await wait(clock, task, seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+    if task.cancelled():
+        raise TimeIsUp
+    return task.result()

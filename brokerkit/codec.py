@@ -56,11 +56,10 @@ def encode(payload: object) -> tuple[bytes, str]:
 class Decoder:
     """Decodes bodies into one type.  Made once per handler: building the adapter costs more than a thousand uses."""
 
-    __slots__ = ("_type", "decode")
+    __slots__ = ("decode",)
 
     def __init__(self, type_: Any) -> None:
         """Prepare for ``type_``; raise `ConfigurationError` when pydantic knows no way to decode into it."""
-        self._type = type_
         self.decode: Callable[[bytes], Any]
         if type_ is bytes:
             self.decode = _as_is

@@ -27,6 +27,7 @@ from brokerkit.spi import (
     Inbound,
     Lease,
     Outbound,
+    SettleBarrier,
     StartMarks,
 )
 
@@ -75,6 +76,7 @@ class Consumer:
         if Capability.ATOMIC_SETTLE in offers and isinstance(driver, AtomicSettle):
             self.settlement.use_atomic(driver)
         self._lease = driver if Capability.LEASE in offers and isinstance(driver, Lease) else None
+        self._barrier = driver if isinstance(driver, SettleBarrier) else None
         self._marks = driver if Capability.START_MARKS in offers and isinstance(driver, StartMarks) else None
         self.can_delay = Capability.DELAYED_SEND in offers
         self.can_bury = Capability.DEAD_LETTER in offers
@@ -193,11 +195,6 @@ class Consumer:
         if self._marks is not None:
             self._marks.mark_started(inbound)
 
-    @property
-    def counts_starts(self) -> bool:
-        """Whether the backend counts the starts that a crash ended."""
-        return self._marks is not None
-
     # --- settling ---
 
     def ack(self, inbound: Inbound) -> None:
@@ -276,6 +273,16 @@ class Consumer:
             if self._closed or not await self._hand_over():
                 return
 
+    async def settle_all(self) -> None:
+        """Return when the broker has every settlement there is, so that no crash of this process undoes one."""
+        await self.flush()
+        if self._barrier is not None:
+            try:
+                await self._barrier.settled()
+            except BrokerError as error:
+                # The link broke: what had not arrived comes again, as after a crash.
+                log.debug("settlements of group %s may be lost: %s", self.options.group, error)
+
     def _wake_settler(self) -> None:
         if self._settle_wake is not None and not self._settle_wake.done():
             self._settle_wake.set_result(None)
@@ -317,7 +324,7 @@ class Consumer:
         except BrokerError as error:
             if error.retryable:
                 return False
-            log.error("%d settlements of group %s were refused: %s", len(acks + releases), self.options.group, error)
+            log.error("settlements of group %s were refused (%d): %s", self.options.group, len(acks + releases), error)
             acks, releases = [], []
         finally:
             self._under_way = 0

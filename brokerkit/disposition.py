@@ -13,11 +13,11 @@ from typing import Any
 from brokerkit.clock import Clock, Timer
 from brokerkit.consumer import Consumer
 from brokerkit.envelope import attempt_of, expires_of, message_of
+from brokerkit.error_text import clean_text, clean_traceback, named_text
 from brokerkit.errors import CapabilityNotSupported
 from brokerkit.events import ErrorEvent, ErrorHooks, EventKind
 from brokerkit.follow_ups import FollowUps
 from brokerkit.metrics import Metrics
-from brokerkit.settlement import clean_text, clean_traceback, named_text
 from brokerkit.spi import Inbound
 
 __all__ = ["MAX_HELD_DELAY", "Disposition"]
@@ -144,6 +144,7 @@ class Disposition:
             await self.bury(inbound, self.attempt(inbound), "expired", "its time to live is over")
         else:
             self.consumer.ack(inbound)
+            self.tell("dropped", "expired", inbound=inbound, attempt=self.attempt(inbound))
 
     async def again(
         self,

@@ -23,7 +23,8 @@ class ErrorEvent:
     """One thing that went wrong.
 
     kind: ``failed`` a handler failed and the message comes again; ``dead`` it became a dead letter; ``dropped`` it
-    is gone, as the backend has no dead letters; ``receive`` a consumer has trouble; ``policy`` brokerkit failed.
+    is gone: its ttl was over (``reason`` is then ``expired``), or the backend has no dead letters; ``receive`` a
+    consumer has trouble; ``policy`` brokerkit failed.
     """
 
     kind: EventKind

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, TypeVar
 
+from brokerkit.background_sends import BackgroundSends
 from brokerkit.blocking import Manager
 from brokerkit.errors import BrokerError, Closed, ConfigurationError, TopicNotFound
 from brokerkit.export import ExportTask, TaskAdapter, TaskHandler, handler_of_tasks, new_task
 from brokerkit.export_reports import Look, address, performance
 from brokerkit.message import Message
-from brokerkit.metrics import MetricsSnapshot
 from brokerkit.monitor import Health
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import Executor, HandlerSpec
@@ -49,8 +47,8 @@ class ExportManager(Manager):
     def __init__(self, url: str | None = None, **options: Any) -> None:
         """Take what `Manager` takes; ``topic`` and ``consumer_group`` may be given as well."""
         super().__init__(url, **options)
-        #: The sends of `send_async` that are under way; touched by the event loop only.
-        self._sending: set[asyncio.Task[str]] = set()
+        #: The sends of `send_async`; touched by the event loop only.
+        self._sending = BackgroundSends()
 
     # --- configuration ---
 
@@ -137,21 +135,10 @@ class ExportManager(Manager):
         future.set_running_or_notify_cancel()
 
         async def begin() -> None:
-            sending = asyncio.get_running_loop().create_task(self.aio.send(topic, message))
-            self._sending.add(sending)
-            sending.add_done_callback(partial(self._sent, future))
+            self._sending.begin(self.aio.send(topic, message), future)
 
         self._gate.call(begin)
         return future
-
-    def _sent(self, future: Future[str], sending: asyncio.Task[str]) -> None:
-        self._sending.discard(sending)
-        if sending.cancelled():
-            future.set_exception(Closed("the manager was closed before the export task was stored", topic=self.topic))
-        elif (error := sending.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(sending.result())
 
     def _message(self, task: ExportTask) -> Message:
         registered = self._registered
@@ -241,16 +228,11 @@ class ExportManager(Manager):
         """Wait for the sends of `send_async`, then do what `Manager.close` does.  Idempotent."""
         if self._gate.running and self._sending:
             try:
-                self._gate.call(self._flush)
+                self._gate.call(self._sending.ended)
             except Closed:
                 # Another thread was faster; the futures say what became of the sends.
                 log.debug("manager %s was closed by another thread", self.name)
         super().close()
-
-    async def _flush(self) -> None:
-        # Each send ends by itself after send_timeout at the latest.
-        if self._sending:
-            await asyncio.wait(set(self._sending))
 
     # --- the consumer and the producer by themselves ---
 
@@ -371,16 +353,7 @@ class ExportManager(Manager):
         p95_ms, p99_ms}, ``error_rate`` {send_error_rate, consume_error_rate} (0 to 1; None where nothing was sent or
         handled), ``time_range`` {start, end} (ISO 8601, UTC).  All topics of the manager count.
         """
-        if self._gate.running and not self._gate.closed:
-            try:
-                # The figures change on the event loop; read there they are of one moment.
-                return performance(self._gate.call(self._metrics))
-            except Closed:
-                log.debug("manager %s was closed while it was asked", self.name)
-        return performance(self.aio.monitor.metrics())
-
-    async def _metrics(self) -> MetricsSnapshot:
-        return self.aio.monitor.metrics()
+        return performance(self.monitor.metrics())
 
     def get_connection_info(self) -> dict[str, Any]:
         """Return backend, name_server, connected, client_id, topic, consumer_group and tag.  No I/O, no secrets."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from brokerkit import codec
 from brokerkit.envelope import REPLY_ERROR
+from brokerkit.error_text import clean_text
 from brokerkit.errors import PayloadError
 from brokerkit.producer import Producer
 from brokerkit.results import Outcome
-from brokerkit.settlement import clean_text
 from brokerkit.spi import Destination, Inbound, Outbound, ToDead, ToGroup, ToInbox, ToTopic
 
 __all__ = ["FollowUps", "dump", "load"]
@@ -39,6 +39,8 @@ class FollowUps:
         for message in outcome.follow_ups:
             if message.topic is None:
                 raise PayloadError("a follow-up message needs a topic", topic=inbound.topic)
+            if message.topic_object is not None:
+                self._producer.know(message.topic_object)
             parent = message.parent_id or inbound.message_id
             outbound = self._producer.outbound(message.topic, message, {"parent": parent} if parent else {})
             await self._producer.prepare(message.topic, outbound)

@@ -133,6 +133,24 @@ class Gate:
             raise
         return call.result()
 
+    def read(self, figures: Callable[[], T]) -> T:
+        """Return ``figures()``, taken by the loop's thread, so that nothing changes meanwhile.
+
+        Taken here where this is that thread, or where no loop runs.
+        """
+        engine = self._engine
+        if engine is None or self._closed or not self.running or threading.get_ident() == engine.thread.ident:
+            return figures()
+
+        async def take() -> T:
+            return figures()
+
+        try:
+            return self.call(take)
+        except Closed:
+            # Another thread closed it just now: nothing changes any more.
+            return figures()
+
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` on the loop, if one runs; does not wait.  Safe in a signal handler."""
         engine = self._engine

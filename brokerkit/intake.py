@@ -9,9 +9,9 @@ from typing import Protocol
 
 from brokerkit.consumer import Consumer
 from brokerkit.disposition import Disposition
+from brokerkit.error_text import clean_text, clean_traceback, named_text
 from brokerkit.errors import BrokerError, Closed, TopicNotFound
 from brokerkit.link import Link
-from brokerkit.settlement import clean_text, clean_traceback, named_text
 from brokerkit.spi import Inbound
 
 __all__ = ["Intake"]

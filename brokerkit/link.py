@@ -32,6 +32,8 @@ class Link:
         self.backend = backend
         self.topology = topology
         self.clock = options.clock
+        #: Seconds in which the driver answers one send by itself.
+        self.attempt_timeout = options.attempt_timeout
         self._options = options
         self._connection: Connection | None = None
         self._producer: ProducerDriver | None = None
@@ -39,7 +41,6 @@ class Link:
         #: Topic name -> the spec it was declared with.
         self._declared: dict[str, TopicSpec] = {}
         self.closed = False
-        self.last_error: BrokerError | None = None
 
     # --- connecting ---
 
@@ -54,9 +55,7 @@ class Link:
                 try:
                     self._connection = await self.backend.connect(self._options)
                 except Exception as exc:
-                    self.last_error = self.wrap(exc)
-                    raise self.last_error from exc
-                self.last_error = None
+                    raise self.wrap(exc) from exc
             return self._connection
 
     async def producer(self) -> ProducerDriver:

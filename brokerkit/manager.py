@@ -102,8 +102,8 @@ class AsyncManager(Router):
 
     @property
     def backend_name(self) -> str:
-        """The name of the backend."""
-        return self.backend.name
+        """The name of the backend, which need not be installed; raises `ConfigurationError`."""
+        return self._blueprint.backend_name
 
     @property
     def topology(self) -> Topology:
@@ -211,7 +211,7 @@ class AsyncManager(Router):
         if session is not None and session.loop is loop and session.pid == pid:
             return session
         if self._closed:
-            raise Closed("the manager is closed; connect() or `async with` opens it again", backend=self.backend.name)
+            raise Closed("the manager is closed; connect() or `async with` opens it again", backend=self.backend_name)
         if pid != self._ids_pid:
             # A fork, of whatever was made before it: each process needs ids of its own.
             self._ids.renew()
@@ -416,4 +416,4 @@ class AsyncManager(Router):
         session.loop.call_soon_threadsafe(lambda: worker.spawn_add(resolved))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} on {self._blueprint.describe()}>"
+        return f"<{type(self).__name__} {self.name!r}, {self._blueprint.describe()}>"

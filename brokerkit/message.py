@@ -7,13 +7,33 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from brokerkit import codec
+from brokerkit.topic import Topic
 
-__all__ = ["Message", "MessageIds"]
+__all__ = ["Message", "MessageFields", "MessageIds"]
 
 T = TypeVar("T")
+
+
+class MessageFields(TypedDict, total=False):
+    """Keyword arguments of `Message.of`: the fields of a `Message` that a sender chooses."""
+
+    topic: Topic[Any] | str | None
+    message_id: str | None
+    type: str | None
+    headers: Mapping[str, str]
+    content_type: str | None
+    key: str | None
+    tag: str | None
+    priority: int
+    timestamp: float | None
+    ttl: float | None
+    due: float | None
+    correlation_id: str | None
+    reply_to: str | None
+    parent_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +70,21 @@ class Message:
     attempt: int = 1
     #: Whether it was delivered before; None where the broker does not say.
     redelivered: bool | None = None
+    #: The `Topic` that `of` was given: who sends the message as a follow-up declares its groups.
+    topic_object: Topic[Any] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, payload: object, /, **fields: Any) -> Message:
-        """Make a message whose body is the encoded ``payload``; further fields by name.
+    def of(cls, payload: object, /, **fields: Unpack[MessageFields]) -> Message:
+        """Make a message whose body is the encoded ``payload``; further fields by name, the topic as in `send`.
 
         Raise `PayloadError` when the payload cannot be encoded.
         """
         body, content_type = codec.encode(payload)
-        fields.setdefault("content_type", content_type)
-        return cls(body=body, **fields)
+        given: dict[str, Any] = {"content_type": content_type, **fields}
+        topic = given.get("topic")
+        if isinstance(topic, Topic):
+            given |= {"topic": topic.name, "topic_object": topic}
+        return cls(body=body, **given)
 
     @overload
     def payload(self) -> Any: ...

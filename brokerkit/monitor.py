@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from brokerkit.clock import wait
+from brokerkit.error_text import clean_text, named_text
 from brokerkit.errors import BrokerError
 from brokerkit.link import Link
 from brokerkit.metrics import Metrics, MetricsSnapshot
 from brokerkit.names import check_group, check_topic
-from brokerkit.settlement import clean_text, named_text
 from brokerkit.spi import Capability, GroupStats, Stats
 from brokerkit.topic import Topic
 from brokerkit.worker import Worker
@@ -158,7 +158,11 @@ class Monitor:
 
     def _closed_health(self) -> Health:
         """Return the health of a closed manager, which needs no event loop."""
-        return self._health(self._link(), None, ["the manager is closed"])
+        try:
+            link = self._link()
+        except Exception as exc:
+            return self._unusable(exc)
+        return self._health(link, None, ["the manager is closed"])
 
     def _unusable(self, error: Exception) -> Health:
         """Return the health of a manager that cannot even try to connect."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from brokerkit.envelope import attempt_of
+from brokerkit.error_text import clean_text
 from brokerkit.errors import BrokerError
 from brokerkit.follow_ups import dump, load
 from brokerkit.idempotency import Busy, Done, IdempotencyStore
-from brokerkit.settlement import clean_text
-from brokerkit.spi import Inbound
+from brokerkit.spi import Inbound, Outbound, ToInbox
 
 if TYPE_CHECKING:
     from brokerkit.runner import Runner, Tools
@@ -37,7 +39,9 @@ async def handle_once(
     claim = await store.claim(key, owner, tools.claim_lease, attempt)
     if isinstance(claim, Done):
         tools.metrics.count("duplicates")
-        await _finish(store, sub, key, owner, inbound, None if claim.sent else claim.follow_ups)
+        caused = load(claim.follow_ups) if not claim.sent or inbound.reply_to is not None else []
+        again = _reply_again(tools, inbound, caused)
+        await _finish(store, sub, key, owner, inbound, again if claim.sent else [*caused, *again], sent=claim.sent)
         return
     if isinstance(claim, Busy):
         # Somebody handles it right now; the attempt stays the same.
@@ -89,7 +93,7 @@ async def handle_once(
         await sub.fate.later(inbound, _SOONEST)
         return
     tools.metrics.count("handled")
-    await _finish(store, sub, key, owner, inbound, follow_ups)
+    await _finish(store, sub, key, owner, inbound, load(follow_ups))
 
 
 async def _let_go(
@@ -105,17 +109,41 @@ async def _let_go(
         log.warning("a claim could not be given up, and ends with its lease: %s", clean_text(error))
 
 
+def _reply_again(tools: Tools, inbound: Inbound, caused: Sequence[Outbound]) -> list[Outbound]:
+    """Return the reply of the completed message, for a request that is not the one that it answered.
+
+    Whoever got no answer in time asks again with the same id, from where it is then.
+    """
+    if inbound.reply_to is None:
+        return []
+    asked = (ToInbox(inbound.reply_to), inbound.correlation_id or inbound.message_id)
+    for one in caused:
+        if isinstance(one.destination, ToInbox) and (one.destination, one.correlation_id) != asked:
+            now = tools.clock.time()
+            return [
+                replace(one, destination=asked[0], correlation_id=asked[1], message_id=tools.new_id(), timestamp=now)
+            ]
+    return []
+
+
 async def _finish(
-    store: IdempotencyStore, sub: Subscription, key: str, owner: str, inbound: Inbound, follow_ups: bytes | None
+    store: IdempotencyStore,
+    sub: Subscription,
+    key: str,
+    owner: str,
+    inbound: Inbound,
+    outbounds: Sequence[Outbound],
+    *,
+    sent: bool = False,
 ) -> None:
-    """Send what a completed message caused, remember that, acknowledge."""
-    outbounds = load(follow_ups)
+    """Send what a completed message caused, remember that unless it was ``sent`` before, acknowledge."""
     if not outbounds:
         sub.consumer.ack(inbound)
         return
     error = await sub.consumer.try_forward(inbound, outbounds)
     if error is None:
-        await store.mark_sent(key, owner)
+        if not sent:
+            await store.mark_sent(key, owner)
     elif inbound in sub.consumer.unsettled:
         # Refused for good.  Its key stays done: redriven, it does not run but sends them again.
         await sub.fate.bury(inbound, attempt_of(inbound), "not-retryable", error)

@@ -20,6 +20,7 @@ import types
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any
 
 __all__ = ["PROTOCOL", "Answer", "MainModule", "main"]
@@ -28,6 +29,8 @@ PROTOCOL = 5
 
 #: Seconds.  What the exit hooks of an idle process may take once the parent is gone.
 _EXIT_TIMEOUT = 3.0
+#: Packages whose frames lead to the function of a job.
+_LEADS_THERE = ("brokerkit", "asyncio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +138,7 @@ def _run(frame: bytes) -> Answer:
 
 
 def _failure(exc: BaseException) -> Answer:
-    if exc.__traceback__ is not None:
-        exc.__traceback__ = exc.__traceback__.tb_next  # the frame of `_run` says nothing
+    exc.__traceback__ = _from_the_function_on(exc.__traceback__)
     try:
         pickled: bytes | None = pickle.dumps(exc, PROTOCOL)
         # Exceptions whose constructor takes other arguments than they keep are pickled, and fail at the other end.
@@ -154,6 +156,14 @@ def _failure(exc: BaseException) -> Answer:
         text=text,
         traceback="".join(traceback.format_exception(exc)),
     )
+
+
+def _from_the_function_on(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames here and those of `asyncio.run`, unless there is nothing else."""
+    inner = trace
+    while inner is not None and str(inner.tb_frame.f_globals.get("__name__")).partition(".")[0] in _LEADS_THERE:
+        inner = inner.tb_next
+    return inner or trace
 
 
 def _load_main(main_module: MainModule) -> None:

@@ -24,7 +24,7 @@ from brokerkit.errors import BrokerError, Closed, ConfigurationError, PayloadErr
 from brokerkit.executors import ThreadExecutor
 from brokerkit.process_child import PROTOCOL, Answer, MainModule
 
-__all__ = ["HandlerFailure", "ProcessExecutor", "WorkerCrashed"]
+__all__ = ["ChildTraceback", "HandlerFailure", "ProcessExecutor", "WorkerCrashed"]
 
 #: Seconds.  A child that is not ready by then is given up.
 _START_TIMEOUT = 60.0
@@ -61,11 +61,15 @@ class HandlerFailure(BrokerError):
         return (type(self), (self.message,), dict(self.__dict__))
 
 
-class _ChildTraceback(Exception):
+class ChildTraceback(Exception):
     """The cause of an exception that came from a child: its traceback there, as text."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
     def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
+        return f'\n"""\n{self.text}"""'
 
 
 class ProcessExecutor:
@@ -347,4 +351,4 @@ def _open_answer(answer: Answer) -> Any:
     if exc is None:
         text = f"the handler failed in its process: {answer.type_name}: {answer.text}"
         exc = HandlerFailure(text, type_name=answer.type_name, text=answer.text, traceback=answer.traceback)
-    raise exc from _ChildTraceback(answer.traceback)
+    raise exc from ChildTraceback(answer.traceback)

@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from brokerkit import codec
+from brokerkit.clock import TimeIsUp, within
 from brokerkit.envelope import check_options
-from brokerkit.errors import BrokerError, MessageTooLarge, PayloadError, SendRefused
+from brokerkit.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    MessageTooLarge,
+    PayloadError,
+    SendRefused,
+    SendTimeout,
+)
 from brokerkit.link import Link
 from brokerkit.message import Message
 from brokerkit.metrics import Metrics
@@ -167,6 +175,10 @@ class Producer:
         """Return the wall-clock time."""
         return self._clock.time()
 
+    def know(self, topic: Topic[Any]) -> None:
+        """Enter a topic that a message brought along, so that the next send to it declares its groups.  No I/O."""
+        self._topology.add_topic(topic)
+
     # --- making the outbound ---
 
     def outbound(self, name: str, payload: object, options: Mapping[str, Any]) -> Outbound:
@@ -259,7 +271,11 @@ class Producer:
             self._entered.add(topic)
         return topic.name
 
-    async def _prepare(self, name: str) -> ProducerDriver:
+    async def _prepare(self, name: str, outbound: Outbound | None) -> ProducerDriver:
+        await self._link.connection()
+        if outbound is not None:
+            # Before the topic is declared: what is not offered is refused without any I/O.
+            self._check_offers(name, outbound)
         if not self._link.is_declared(name):
             await self._link.declare(name)
         # Last, so that nothing comes between it and the send: `restart` may replace it at any await.
@@ -267,17 +283,21 @@ class Producer:
         return driver
 
     async def _ready(self, name: str, outbound: Outbound | None, timeout: float) -> ProducerDriver:
-        """Connect and declare; what may pass is tried again for ``timeout`` seconds."""
+        """Connect and declare; what may pass is tried again for ``timeout`` seconds, and cut short at their end."""
         deadline = self._clock.monotonic() + timeout
         pause = _FIRST_PAUSE
+        failure: BrokerError | None = None
         while True:
             try:
-                await self._link.connection()
-                if outbound is not None:
-                    # Before the topic is declared: what is not offered is refused without any I/O.
-                    self._check_offers(name, outbound)
-                return await self._prepare(name)
+                return await within(self._clock, self._prepare(name, outbound), deadline - self._clock.monotonic())
+            except TimeIsUp:
+                raise failure or BrokerUnavailable(
+                    f"the broker was not ready within {timeout:g} s; nothing was sent",
+                    topic=name,
+                    backend=self._link.backend.name,
+                ) from None
             except BrokerError as error:
+                failure = error
                 wait = random.uniform(pause / 2, pause)
                 if not error.retryable or self._clock.monotonic() + wait >= deadline:
                     raise
@@ -286,14 +306,33 @@ class Producer:
 
     async def _send(self, name: str, outbound: Outbound, patience: float) -> BrokerError | None:
         driver = self._driver
+        deadline = self._clock.monotonic() + patience
         if driver is None or self._link.closed or not self._link.is_declared(name):
-            deadline = self._clock.monotonic() + patience
             driver = await self._ready(name, outbound, patience)
             patience = deadline - self._clock.monotonic()
         else:
             self._check_offers(name, outbound)
-        failure = (await driver.send((outbound,)))[0]
-        return failure and (await self._insist([outbound], [failure], patience))[0]
+        failure = (await self._attempt(driver, (outbound,), patience))[0]
+        return failure and (await self._insist([outbound], [failure], deadline))[0]
+
+    async def _attempt(
+        self,
+        driver: ProducerDriver,
+        outbounds: Sequence[Outbound],
+        seconds: float,
+        before: Sequence[BrokerError | None] | None = None,
+    ) -> Sequence[BrokerError | None]:
+        """Hand the messages to the driver once; after ``seconds`` without an answer the outcome is unknown.
+
+        ``before``: the outcomes of the attempt before, which say more than that this one took too long.
+        """
+        if seconds >= self._link.attempt_timeout:
+            # The driver ends in time by itself, and knows better what became of them.
+            return await driver.send(outbounds)
+        try:
+            return await within(self._clock, driver.send(outbounds), seconds)
+        except TimeIsUp:
+            return [_unanswered(error) for error in before or [None] * len(outbounds)]
 
     async def _send_in_turn(self, name: str, outbound: Outbound, patience: float) -> BrokerError | None:
         deadline = self._clock.monotonic() + patience
@@ -311,17 +350,17 @@ class Producer:
     async def _deliver(self, outbounds: Sequence[Outbound], timeout: float) -> list[BrokerError | None]:
         if not outbounds:
             return []
+        deadline = self._clock.monotonic() + timeout
         driver = self._driver or await self._link.producer()
-        errors = list(await driver.send(outbounds))
+        errors = list(await self._attempt(driver, outbounds, timeout))
         if any(errors):
-            errors = await self._insist(outbounds, errors, timeout)
+            errors = await self._insist(outbounds, errors, deadline)
         return errors
 
     async def _insist(
-        self, outbounds: Sequence[Outbound], errors: list[BrokerError | None], timeout: float
+        self, outbounds: Sequence[Outbound], errors: list[BrokerError | None], deadline: float
     ) -> list[BrokerError | None]:
-        """Send again, with the same ids, what failed with a retryable error, until ``timeout`` seconds passed."""
-        deadline = self._clock.monotonic() + timeout
+        """Send again, with the same ids, what failed with a retryable error, until ``deadline``, monotonic."""
         pause = _FIRST_PAUSE
         while True:
             again = _to_send_again(outbounds, errors)
@@ -331,7 +370,9 @@ class Producer:
             pause = min(pause * 2, _LONGEST_PAUSE)
             await self._clock.sleep(wait)
             driver = await self._link.producer()
-            for index, error in zip(again, await driver.send([outbounds[i] for i in again]), strict=True):
+            left = deadline - self._clock.monotonic()
+            answers = await self._attempt(driver, [outbounds[i] for i in again], left, [errors[i] for i in again])
+            for index, error in zip(again, answers, strict=True):
                 errors[index] = error
         return [self._with_context(outbound, error) for outbound, error in zip(outbounds, errors, strict=True)]
 
@@ -340,6 +381,13 @@ class Producer:
             return None
         topic = getattr(outbound.destination, "topic", None)
         return error.with_context(topic=topic, backend=self._link.backend.name)
+
+
+def _unanswered(before: BrokerError | None) -> SendTimeout:
+    hint = f"; the attempt before it: {before.message}" if before is not None else ""
+    error = SendTimeout(f"its time was over before the broker answered; whether it is stored is unknown{hint}")
+    error.__cause__ = before
+    return error
 
 
 def _chunks(items: Iterable[object], size: int) -> Iterable[list[object]]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from brokerkit import codec
 from brokerkit.clock import wait
 from brokerkit.envelope import REPLY_ERROR
-from brokerkit.errors import BrokerError, Closed, PayloadError, RemoteError, ReplyTimeout
+from brokerkit.errors import BrokerError, BrokerUnavailable, Closed, PayloadError, RemoteError, ReplyTimeout
 from brokerkit.link import Link
 from brokerkit.producer import Producer
 from brokerkit.spi import Capability, Inbound, InboxDriver, Inboxes
@@ -38,7 +38,7 @@ class Requests:
         self._inbox: InboxDriver | None = None
         self._waiting: dict[str, asyncio.Future[Inbound]] = {}
         self._task: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
+        self._opening: asyncio.Task[str] | None = None
 
     async def request(
         self,
@@ -56,17 +56,17 @@ class Requests:
             if options.get(name) is not None:
                 raise PayloadError(f"request sets {name} itself")
         name = topic if isinstance(topic, str) else topic.name
-        address = await self._open(name)
+        clock = self._link.clock
+        deadline = clock.monotonic() + timeout
+        address = await self._address(name, timeout)
         correlation_id = self._producer.new_id()
         future: asyncio.Future[Inbound] = asyncio.get_running_loop().create_future()
         self._waiting[correlation_id] = future
-        clock = self._link.clock
-        deadline = clock.monotonic() + timeout
         try:
             # A handler that is too late does not start at all: nobody waits for its answer.
             ttl = {"ttl": timeout} if options.get("ttl") is None else {}
             sent = {**options, **ttl, "reply_to": address, "correlation_id": correlation_id}
-            await self._producer.send(topic, payload, sent, timeout)
+            await self._producer.send(topic, payload, sent, deadline - clock.monotonic())
             if not await wait(clock, future, deadline - clock.monotonic()):
                 raise ReplyTimeout(f"no reply within {timeout:g} s", topic=name, backend=self._link.backend.name)
             answer = future.result()
@@ -82,16 +82,39 @@ class Requests:
         decoded: R = codec.decode(answer.body, reply)
         return decoded
 
-    async def _open(self, topic: str) -> str:
-        async with self._lock:
-            if self._inbox is None:
-                connection = await self._link.connection()
-                self._link.require(Capability.INBOX, topic, "request and reply")
-                if not isinstance(connection, Inboxes):
-                    raise TypeError(f"{type(connection).__name__} declares INBOX without open_inbox")
-                self._inbox = await connection.open_inbox()
-                self._task = asyncio.get_running_loop().create_task(self._collect(self._inbox), name="brokerkit-inbox")
+    async def _address(self, topic: str, timeout: float) -> str:
+        """Return the address of the inbox, opening it on the first call."""
+        if self._inbox is not None:
             return self._inbox.address
+        if self._opening is None:
+            # Of all who wait for it: one that gives up must not take the inbox from the others.
+            self._opening = asyncio.get_running_loop().create_task(self._open(topic), name="brokerkit-open-inbox")
+            self._opening.add_done_callback(self._opened)
+        opening = self._opening
+        if not await wait(self._link.clock, opening, timeout):
+            raise BrokerUnavailable(
+                f"the inbox for the reply was not open within {timeout:g} s; nothing was sent",
+                topic=topic,
+                backend=self._link.backend.name,
+            )
+        if opening.cancelled():
+            raise Closed("the manager was closed before the request was sent", topic=topic)
+        return opening.result()
+
+    async def _open(self, topic: str) -> str:
+        connection = await self._link.connection()
+        self._link.require(Capability.INBOX, topic, "request and reply")
+        if not isinstance(connection, Inboxes):
+            raise TypeError(f"{type(connection).__name__} declares INBOX without open_inbox")
+        self._inbox = await connection.open_inbox()
+        self._task = asyncio.get_running_loop().create_task(self._collect(self._inbox), name="brokerkit-inbox")
+        return self._inbox.address
+
+    def _opened(self, task: asyncio.Task[str]) -> None:
+        self._opening = None
+        if not task.cancelled():
+            # Whoever waited for it got the error; when all of them gave up nobody looks at it.
+            task.exception()
 
     async def _collect(self, inbox: InboxDriver) -> None:
         while True:
@@ -121,6 +144,9 @@ class Requests:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Closed("the manager was closed while a request waited for its reply"))
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from brokerkit.delivery import Delivery
 from brokerkit.envelope import message_of
+from brokerkit.error_text import clean_traceback, named_text
 from brokerkit.errors import CapabilityNotSupported, DecodeError, Reject, Retry
 from brokerkit.events import ErrorHooks
 from brokerkit.follow_ups import FollowUps
@@ -19,7 +20,6 @@ from brokerkit.process_executor import WorkerCrashed
 from brokerkit.results import ConsumeResult, MessageResult, Outcome, outcome_of
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import HandlerSpec
-from brokerkit.settlement import clean_traceback, named_text
 from brokerkit.slots import Slots
 from brokerkit.spi import Inbound, Outbound
 
@@ -53,7 +53,7 @@ class Runner:
         self.spec = spec
         self.policy = policy
         self.name = spec.name
-        self.invocation = Invocation(spec, tools, subscription)
+        self.invocation = Invocation(spec, tools, self)
         self.slots = Slots(
             spec.name,
             spec.concurrency,
@@ -202,6 +202,26 @@ class Runner:
             return None
         return "worker-crash" if isinstance(error, WorkerCrashed) else "exhausted"
 
+    # --- what a Delivery asks for (brokerkit.delivery.Settler) ---
+
+    async def settle_ack(self, inbound: Inbound) -> None:
+        self._sub.consumer.ack(inbound)
+        self._tools.metrics.count("handled")
+
+    async def settle_nack(self, inbound: Inbound, attempt: int, delay: float | None) -> None:
+        wait = self.policy.delay(attempt, random.random) if delay is None else delay
+        self._sub.fate.check_delay(wait)
+        await self._sub.fate.again(inbound, attempt, wait, handler=self.name)
+
+    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
+        await self._sub.fate.bury(inbound, attempt, "rejected", reason, None, keep=True)
+
+    async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:
+        await self._sub.consumer.extend(inbounds, seconds)
+
+    def is_live(self, inbound: Inbound) -> bool:
+        return self._sub.consumer.driver.live(inbound)
+
     # --- effectively once ---
 
     def _key(self, inbound: Inbound) -> str | None:
@@ -214,7 +234,10 @@ class Runner:
                 self._warned_id = True
                 log.warning("handler %s is idempotent, but a message came without an id; give dedup_key=", self.name)
             return None
-        return f"{inbound.topic}\x1f{inbound.group}\x1f{identity}"
+        # Imported here: an application without idempotency needs no stores.
+        from brokerkit.idempotency import idempotency_key
+
+        return idempotency_key(inbound.topic, inbound.group, identity)
 
     def _message(self, inbound: Inbound) -> Message:
         return message_of(inbound, self._tools.clock.time())

@@ -54,7 +54,9 @@ class Session:
         self._hooks = hooks
         #: Given by the application, which also closes it.
         self._given_store = store
-        self.link = Link(blueprint.backend, blueprint.connect_options(clock), blueprint.topology)
+        # First: a backend that is switched off need not be installed.
+        options = blueprint.connect_options(clock)
+        self.link = Link(blueprint.backend, options, blueprint.topology)
         self.producer = Producer(
             self.link, ids, metrics, send_timeout=settings.send_timeout, max_message_size=settings.max_message_size
         )
@@ -111,8 +113,14 @@ class Session:
         await asyncio.shield(self._starting)
 
     async def _start(self, specs: list[HandlerSpec]) -> None:
+        worker = self._new_worker()
+        await worker.start(specs)
+        self.worker = worker
+        self._ended.clear()
+
+    def _new_worker(self) -> Worker:
         given = self._given_store
-        worker = Worker(
+        return Worker(
             self.link,
             self.producer,
             self._metrics,
@@ -123,9 +131,6 @@ class Session:
             owns_store=given is None,
             claim_lease=self._blueprint.settings.idempotency.lease,
         )
-        await worker.start(specs)
-        self.worker = worker
-        self._ended.clear()
 
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None

@@ -129,6 +129,19 @@ def _normalised(layer: Layer) -> Layer:
     return replace(layer, values=values)
 
 
+def _refuse_a_whole_application(layer: Layer, registry: Registry) -> None:
+    """Raise `ConfigurationError` for sections of others beside one of ours, which is not about a misspelt key."""
+    known = {*Settings.model_fields, *registry.known()}
+    ours = next((name for name in BUILT_IN if name in layer.values), None)
+    sections = [str(key) for key, value in layer.values.items() if key not in known and isinstance(value, Mapping)]
+    foreign = sorted(name for name in sections if not did_you_mean(name, known))
+    if ours is not None and foreign:
+        raise ConfigurationError(
+            f"configuration: unknown sections {', '.join(map(repr, foreign))} ({layer.label}). Of the configuration of "
+            f'a whole application brokerkit takes its own part: initialize({{"{ours}": config["{ours}"]}})'
+        )
+
+
 def _build(layers: list[Layer], base: Path, registry: Registry) -> Settings:
     def origin(path: tuple[str, ...]) -> str | None:
         return next((place for layer in layers if (place := layer.place(path)) is not None), None)
@@ -136,6 +149,8 @@ def _build(layers: list[Layer], base: Path, registry: Registry) -> Settings:
     def check(values: Mapping[str, Any]) -> Settings:
         return Settings.checked(values, context={"backends": registry.known()}, origin=origin)
 
+    for layer in layers:
+        _refuse_a_whole_application(layer, registry)
     made = check(merge(_one_broker([layer for layer in layers if layer.only_for is None])))
     if made.url is None and any(layer.only_for and layer.values for layer in layers):
         name = made.backend_name

@@ -161,7 +161,9 @@ class ManagerSettings(_WithSections):
     )
     topics: dict[str, TopicSettings] = Field(default_factory=dict, description="The topics, by name.")
     send_timeout: Seconds = Field(30.0, description="Seconds until a send gives up, all attempts included.")
-    attempt_timeout: Seconds = Field(5.0, description="Seconds until one attempt of a send or a call gives up.")
+    attempt_timeout: Seconds = Field(
+        5.0, description="Seconds until one attempt of a send or a call gives up; at most `send_timeout` counts."
+    )
     stop_timeout: Seconds = Field(30.0, description="Seconds that work in flight has to finish when a worker stops.")
     handler_timeout: Seconds | None = Field(
         None, description="Seconds that a handler may take when it sets none itself; not set: no limit."
@@ -304,14 +306,6 @@ class ManagerSettings(_WithSections):
     def idempotency_path(self) -> Path:
         """Return the absolute path of the sqlite idempotency store."""
         return self._absolute(self.idempotency.path or "brokerkit-idempotency.db")
-
-    def retry_for(self, topic: str | None = None) -> RetrySettings:
-        """Return what topic, top level and compatibility keys say together, key by key; the first that says it wins."""
-        own = self.topics.get(topic) if topic is not None else None
-        if own is None:
-            return self.retry
-        said = own.retry.model_dump(exclude_none=True)
-        return RetrySettings(**{**self.retry.model_dump(exclude_none=True), **said})
 
     def redacted(self) -> dict[str, Any]:
         """Return what is set as plain data without secrets, for people to read."""

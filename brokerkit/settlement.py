@@ -8,7 +8,6 @@ broker: nothing is ever acknowledged on hope.
 from __future__ import annotations
 
 import socket
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,16 +23,15 @@ from brokerkit.envelope import (
     DEAD_TRACEBACK,
     SUSPECT,
 )
-from brokerkit.errors import BrokerError, BrokerUnavailable, Reject
+from brokerkit.error_text import clean_text, handler_traceback
+from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.producer import Producer
 from brokerkit.spi import AtomicSettle, ConsumerDriver, Destination, Inbound, Outbound, ToDead, ToGroup
-from brokerkit.url import redact
 
-__all__ = ["Settlement", "clean_text", "clean_traceback", "failure_headers", "named_text"]
+__all__ = ["Settlement", "failure_headers"]
 
-#: A dead letter keeps at most so many characters of the error's text and of the end of its traceback.
-_TEXT_LIMIT = 1_000
-_TRACEBACK_LIMIT = 4_000
+#: Modules whose errors need no further name.
+_KNOWN_BY_NAME = frozenset({"builtins", "brokerkit.errors"})
 #: Seconds for which a copy is tried before the original goes back to the broker.
 _PATIENCE = 30.0
 
@@ -157,43 +155,16 @@ def failure_headers(error: BaseException | str | None) -> dict[str, str]:
     if isinstance(error, str):
         return {DEAD_TEXT: clean_text(error)}
     headers = {
-        DEAD_ERROR: f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        DEAD_ERROR: _type_name(type(error)),
         DEAD_TEXT: clean_text(error),
     }
-    headers[DEAD_TRACEBACK] = clean_traceback(error)
+    headers[DEAD_TRACEBACK] = handler_traceback(error)
     return headers
 
 
-def clean_text(error: BaseException | str) -> str:
-    """Return the text of an error as a header, a log line or a hook may show it.
-
-    Free of credentials and of what UTF-8 cannot encode, and cut: the text of an error may hold anything.
-    """
-    return _clean(_text(error))[:_TEXT_LIMIT]
-
-
-def named_text(error: BaseException) -> str:
-    """Return the type of an error and its `clean_text`."""
-    return f"{type(error).__name__}: {clean_text(error)}"
-
-
-def clean_traceback(error: BaseException) -> str:
-    """Return the end of the traceback of an error, which is where the error is, as `clean_text` does its text."""
-    lines = "".join(traceback.format_exception(error, limit=-20))
-    text = str(error)
-    if len(text) > _TEXT_LIMIT:
-        # A long text, say of a validation, would leave no room for the lines of code.
-        lines = lines.replace(text, f"{text[:_TEXT_LIMIT]} …")
-    return _clean(lines)[-_TRACEBACK_LIMIT:]
-
-
-def _text(error: BaseException | str) -> str:
-    return str(error.reason if isinstance(error, Reject) else error)
-
-
-def _clean(text: str) -> str:
-    # Cutting comes last: of a URL that was cut the password could not be recognised.
-    return redact(text).encode("utf-8", "replace").decode()
+def _type_name(kind: type[BaseException]) -> str:
+    """Return the name under which a reader knows the error: with its module, unless it is Python's or brokerkit's."""
+    return kind.__qualname__ if kind.__module__ in _KNOWN_BY_NAME else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _without(headers: Mapping[str, Any], *names: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ from brokerkit.spi_data import (
     TopicSpec,
     ToTopic,
 )
+from brokerkit.url import BrokerUrl
 
 __all__ = [
     # what travels
@@ -66,9 +67,11 @@ __all__ = [
     "Lease",
     "Manage",
     "Purge",
+    "SettleBarrier",
     "StartMarks",
     "Stats",
     # re-exported for drivers
+    "BrokerUrl",
     "Clock",
     "SystemClock",
     "Timer",
@@ -200,6 +203,15 @@ class Lease(Protocol):
 
     async def extend(self, messages: Sequence[Inbound], seconds: float) -> None:
         """Let the leases end ``seconds`` from now; stale tokens are ignored."""
+        ...
+
+
+@runtime_checkable
+class SettleBarrier(Protocol):
+    """Consumer drivers whose `ack` returns before the broker has the settlement; needs no capability."""
+
+    async def settled(self) -> None:
+        """Return when the broker has taken every settlement that was handed over before the call."""
         ...
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from brokerkit.consumer import Consumer
 from brokerkit.disposition import MAX_HELD_DELAY, Disposition
 from brokerkit.envelope import SUSPECT, attempt_of
+from brokerkit.error_text import clean_text, clean_traceback
 from brokerkit.errors import CapabilityNotSupported, ConfigurationError
 from brokerkit.intake import Intake
 from brokerkit.lanes import Lanes
@@ -17,7 +18,6 @@ from brokerkit.names import TagFilter
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import HandlerSpec
 from brokerkit.runner import CRASHED, Runner
-from brokerkit.settlement import clean_text, clean_traceback
 from brokerkit.spi import Capability, ConsumerOptions, Inbound
 from brokerkit.suspects import Suspects
 
@@ -218,8 +218,8 @@ class Subscription:
                     inbound.message_id = self._worker.new_id()
                 self._suspects.admit(inbound)
                 return
-        elif inbound.headers and SUSPECT in inbound.headers:
-            self._suspects.arrived(inbound)
+        elif inbound.headers and SUSPECT in inbound.headers and not self._suspects.arrived(inbound):
+            return
         if self._lanes is None or self._lanes.enter(inbound):
             self._dispatch(inbound)
 
@@ -293,7 +293,7 @@ class Subscription:
 
     async def _end_turn(self, suspect: Inbound) -> None:
         # The next one may take the process down: what this one achieved must have reached the broker before.
-        await self.consumer.flush()
+        await self.consumer.settle_all()
         self._suspects.settled(suspect)
 
     async def _stamp(self, inbound: Inbound) -> bool:
@@ -307,7 +307,9 @@ class Subscription:
             return False
         copy = self.consumer.settlement.suspect(inbound, attempt=attempt + 1)
         try:
-            return await self.consumer.forward(inbound, [copy])
+            stamped = await self.consumer.forward(inbound, [copy])
+            await self.consumer.settle_all()
+            return stamped
         except Exception:
             # Given back as it is: deferred it would come as a message that no process died of.
             if inbound in self.consumer.unsettled:
@@ -325,27 +327,6 @@ class Subscription:
             log.error("message %s goes back\n%s", inbound.message_id, clean_traceback(failure))
             if inbound in self.consumer.unsettled:
                 self.consumer.release(inbound)
-
-    # --- what a Delivery asks for (brokerkit.delivery.Settler) ---
-
-    async def settle_ack(self, inbound: Inbound) -> None:
-        self.consumer.ack(inbound)
-        self._worker.metrics.count("handled")
-
-    async def settle_nack(self, inbound: Inbound, attempt: int, delay: float | None) -> None:
-        runner = self._runners.get(inbound.type) or self._runners[None]
-        wait = runner.policy.delay(attempt, self._worker.random) if delay is None else delay
-        self.fate.check_delay(wait)
-        await self.fate.again(inbound, attempt, wait, handler=runner.name)
-
-    async def settle_reject(self, inbound: Inbound, attempt: int, reason: str) -> None:
-        await self.fate.bury(inbound, attempt, "rejected", reason, None, keep=True)
-
-    async def extend(self, inbounds: Sequence[Inbound], seconds: float) -> None:
-        await self.consumer.extend(inbounds, seconds)
-
-    def is_live(self, inbound: Inbound) -> bool:
-        return self.consumer.driver.live(inbound)
 
     # --- pause, drain, close ---
 

@@ -21,6 +21,9 @@ __all__ = ["Suspects"]
 
 #: Seconds after which the next suspect gets its turn although the last one was not settled here.
 _PATIENCE = 5.0
+#: The same for a copy that did not arrive here: most likely another process of the group has it.  Where the group
+#: is long it waits for its place, and no patience would be enough.
+_ARRIVAL_PATIENCE = 1.0
 #: Ids of messages that this process gave back unstarted; when they come again they are no suspects.
 _REMEMBERED = 10_000
 
@@ -45,6 +48,9 @@ class Suspects:
         #: The suspect that has its turn: the delivery that runs, or the id of a copy that is awaited.
         self._running: Inbound | None = None
         self._awaited: str | None = None
+        #: The awaited copy while its original is not settled: a broker may deliver before it confirms.
+        self._early: Inbound | None = None
+        self._stamping = False
         self._timer: Timer | None = None
 
     def is_suspect(self, inbound: Inbound) -> bool:
@@ -65,12 +71,22 @@ class Suspects:
         self._waiting.append(inbound)
         self._next()
 
-    def arrived(self, inbound: Inbound) -> None:
-        """Note that a stamped copy was received; it runs now."""
+    def arrived(self, inbound: Inbound) -> bool:
+        """Note that a stamped copy was received; return whether it may run now.
+
+        If the process died of it before its original was settled, both would come again.
+        """
         if inbound.message_id is not None and inbound.message_id == self._awaited:
-            self._awaited = None
-            self._running = inbound
-            self._disarm()
+            if self._stamping:
+                self._early = inbound
+                return False
+            self._turn_to(inbound)
+        return True
+
+    def _turn_to(self, copy: Inbound) -> None:
+        self._awaited = self._early = None
+        self._running = copy
+        self._disarm()
 
     def has_turn(self, inbound: Inbound) -> bool:
         """Whether ``inbound`` is the suspect that runs alone now."""
@@ -86,18 +102,12 @@ class Suspects:
     def take_back(self) -> list[Inbound]:
         """Return the suspects that wait, and forget everything."""
         waiting = list(self._waiting)
+        if self._early is not None:
+            waiting.append(self._early)
         self._waiting.clear()
-        self._running = self._awaited = None
+        self._running = self._awaited = self._early = None
         self._disarm()
         return waiting
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a suspect has its turn or waits for it."""
-        return bool(self._waiting) or self._running is not None or self._awaited is not None
 
     def _next(self) -> None:
         if self._running is not None or self._awaited is not None or not self._waiting:
@@ -113,13 +123,19 @@ class Suspects:
 
     async def _send_copy(self, inbound: Inbound) -> None:
         stamped = False
+        self._stamping = True
         try:
             stamped = await self._stamp(inbound)
         finally:
-            # The copy may have arrived, and everything may have been taken back, before this was known.
+            self._stamping = False
+            # Everything may have been taken back before this was known.
             if self._awaited == (inbound.message_id or ""):
-                if stamped:
-                    self._timer = self._clock.call_later(_PATIENCE, self._give_up)
+                early = self._early
+                if early is not None:
+                    self._turn_to(early)
+                    self._run(early)
+                elif stamped:
+                    self._timer = self._clock.call_later(_ARRIVAL_PATIENCE, self._give_up)
                 else:
                     self._give_up()
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from brokerkit.testing.interposed import InterposedBackend
     from brokerkit.testing.ledger import Ledger
     from brokerkit.testing.minimal import MinimalBackend
-    from brokerkit.testing.processes import ProcessPool, WorkerProcess
+    from brokerkit.testing.process_pool import ProcessPool
+    from brokerkit.testing.processes import WorkerProcess
 
 __all__ = [
     # an application
@@ -58,7 +59,7 @@ _HOME = {
     "Ledger": "ledger",
     "MinimalBackend": "minimal",
     "Offer": "harness",
-    "ProcessPool": "processes",
+    "ProcessPool": "process_pool",
     "Timing": "harness",
     "VirtualClock": "clock",
     "WorkerProcess": "processes",

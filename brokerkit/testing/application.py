@@ -17,6 +17,8 @@ from brokerkit.errors import ConfigurationError
 from brokerkit.events import ErrorEvent
 from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
+from brokerkit.registry import find_backend
+from brokerkit.spi import Backend
 from brokerkit.testing.clock import VirtualClock
 from brokerkit.testing.recording import Handled, RecordingBackend
 from brokerkit.testing.rehearsal import RehearsedSession
@@ -29,11 +31,11 @@ T = TypeVar("T")
 class _Records:
     """What happened in the block so far.  Each attribute is a new list; all can be read after the block."""
 
-    def __init__(self, manager: AsyncManager, start: float | None) -> None:
+    def __init__(self, manager: AsyncManager, start: float | None, like: Backend | None) -> None:
         self._manager = manager
         #: The time of the block.
         self.clock = VirtualClock(SystemClock().time() if start is None else start)
-        self._backend = RecordingBackend(self.clock, self._handler_of)
+        self._backend = RecordingBackend(self.clock, self._handler_of, None if like is None else like.capabilities)
 
     @property
     def sent(self) -> list[Message]:
@@ -86,8 +88,8 @@ class _Records:
 class InMemoryBroker(_Records):
     """The broker of a block, for tests that are plain functions."""
 
-    def __init__(self, manager: Manager | AsyncManager, start: float | None) -> None:
-        super().__init__(manager.aio if isinstance(manager, Manager) else manager, start)
+    def __init__(self, manager: Manager | AsyncManager, start: float | None, like: Backend | None) -> None:
+        super().__init__(manager.aio if isinstance(manager, Manager) else manager, start, like)
         self._gate = manager._gate if isinstance(manager, Manager) else None
 
     def advance(self, seconds: float = 0.0) -> None:
@@ -116,10 +118,13 @@ class AsyncInMemoryBroker(_Records):
 class Rehearsal:
     """A context manager: the manager is on its own broker before and after, and on the yielded one in between."""
 
-    def __init__(self, manager: Manager | AsyncManager, start: float | None) -> None:
+    def __init__(
+        self, manager: Manager | AsyncManager, start: float | None = None, like: str | Backend | None = None
+    ) -> None:
         self._manager = manager
         self._aio = manager.aio if isinstance(manager, Manager) else manager
         self._start = start
+        self._like = find_backend(like) if isinstance(like, str) else like
         self._stack = ExitStack()
         self._entered = False
 
@@ -128,7 +133,7 @@ class Rehearsal:
         manager = self._manager
         if isinstance(manager, AsyncManager) and _loop_runs():
             raise RuntimeError("inside of a coroutine an AsyncManager needs `async with in_memory(…)`")
-        broker = InMemoryBroker(manager, self._start)
+        broker = InMemoryBroker(manager, self._start, self._like)
         with ExitStack() as stack:
             _put_on(broker, manager, stack)
             stack.callback(self._close, broker)
@@ -161,7 +166,7 @@ class AsyncRehearsal(Rehearsal):
 
     async def __aenter__(self) -> AsyncInMemoryBroker:
         self._enter_once()
-        broker = AsyncInMemoryBroker(self._aio, self._start)
+        broker = AsyncInMemoryBroker(self._aio, self._start, self._like)
         async with AsyncExitStack() as stack:
             _put_on(broker, self._aio, stack)
             stack.push_async_callback(self._aio._leave)
@@ -181,12 +186,16 @@ class AsyncRehearsal(Rehearsal):
 
 
 @overload
-def in_memory(manager: Manager, *, start: float | None = None) -> Rehearsal: ...
+def in_memory(manager: Manager, *, start: float | None = None, like: str | Backend | None = None) -> Rehearsal: ...
 @overload
-def in_memory(manager: AsyncManager, *, start: float | None = None) -> AsyncRehearsal: ...
+def in_memory(
+    manager: AsyncManager, *, start: float | None = None, like: str | Backend | None = None
+) -> AsyncRehearsal: ...
 
 
-def in_memory(manager: Manager | AsyncManager, *, start: float | None = None) -> Rehearsal:
+def in_memory(
+    manager: Manager | AsyncManager, *, start: float | None = None, like: str | Backend | None = None
+) -> Rehearsal:
     """Return a context manager that puts ``manager`` on a private broker in memory and on a clock of its own.
 
     ``with`` yields an `InMemoryBroker`, ``async with`` (an AsyncManager only) an `AsyncInMemoryBroker`.  All
@@ -194,22 +203,26 @@ def in_memory(manager: Manager | AsyncManager, *, start: float | None = None) ->
     stands still until `advance`; a `request` that waits for its reply, `receive` with a timeout, `stop` and `close`
     let it pass as far as they need it.
 
-    Configuration, handlers and error hooks hold; what the block adds to them is gone after it, and idempotent
-    handlers remember in memory.  At the end what still runs is cancelled, and the manager is as it was: closed or
-    never used.  Raise RuntimeError when the manager is open at the beginning, and what `start` raises.
+    Configuration, handlers and error hooks hold, but a retry waits all of its delay, without jitter.  What the block
+    adds to them is gone after it, and idempotent handlers remember in memory.  At the end what still runs is
+    cancelled, and the manager is as it was: closed or never used.  Raise RuntimeError when the manager is open at the
+    beginning, and what `start` raises.
+
+    ``like`` names the backend of production, or is one: what it never offers is refused in the block as it is there.
+    It must be installed (`ConfigurationError`); its broker need not run.
 
     ``with`` and an AsyncManager are for applications that run on a loop in another thread, such as FastAPI's
     ``TestClient``: their handlers start with the first `advance`, unless the application starts them.
     """
     if isinstance(manager, Manager):
-        return Rehearsal(manager, start)
+        return Rehearsal(manager, start, like)
     if isinstance(manager, AsyncManager):
-        return AsyncRehearsal(manager, start)
+        return AsyncRehearsal(manager, start, like)
     raise TypeError(f"in_memory takes a Manager or an AsyncManager, not {type(manager).__name__}")
 
 
 def _put_on(broker: _Records, manager: Manager | AsyncManager, stack: ExitStack | AsyncExitStack) -> None:
-    session = partial(RehearsedSession, broker.clock)
+    session = partial(RehearsedSession, broker.clock, broker._backend.returned)
     hooks = stack.enter_context(manager._rehearse(broker._backend, "memory://", broker.clock, open_session=session))
     hooks.add(broker._backend.failed)
 

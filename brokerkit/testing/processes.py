@@ -1,4 +1,4 @@
-"""Worker processes of a test: spawned, watched, killed, suspended and restarted; none outlives the test."""
+"""One worker process of a test: spawned, watched, killed, suspended and restarted; it does not outlive the test."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from brokerkit.clock import SystemClock
 from brokerkit.testing.deadlines import eventually, eventually_sync
 from brokerkit.testing.processes_child import REPORT_VARIABLE, report
 
-__all__ = ["Exit", "ProcessPool", "WorkerProcess", "report"]
+__all__ = ["Exit", "WorkerProcess", "report"]
 
 _BOOTSTRAP = """
 import json, sys
@@ -375,58 +374,3 @@ def _death_descriptor(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except OSError:
         return None
-
-
-class ProcessPool:
-    """Owns worker processes: use it in ``async with`` or ``with``; at the end all are killed.
-
-    When the block succeeded but a process died that nobody killed and nobody supervised, `AssertionError` shows
-    its output.
-    """
-
-    def __init__(self) -> None:
-        self.processes: list[WorkerProcess] = []
-        #: What all processes reported, in order of arrival.
-        self.events: list[dict[str, Any]] = []
-
-    def start(
-        self,
-        target: str | Callable[..., Any],
-        *args: object,
-        name: str | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> WorkerProcess:
-        """Make a `WorkerProcess` and start it."""
-        name = name or f"worker-{len(self.processes) + 1}"
-        process = WorkerProcess(target, *args, name=name, environ=environ, on_event=self.events.append)
-        self.processes.append(process)
-        process.start()
-        return process
-
-    def close(self) -> None:
-        """Kill all processes."""
-        for process in self.processes:
-            process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        for process in self.processes:
-            try:
-                process.check()
-            except AssertionError as died:
-                if error is None:
-                    raise
-                error.add_note(str(died))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from brokerkit.clock import SystemClock, wait
 from brokerkit.consumer import Consumer
 from brokerkit.deliveries import Deliveries
+from brokerkit.follow_ups import FollowUps
 from brokerkit.link import Link
 from brokerkit.producer import Producer
 from brokerkit.requests import Requests
+from brokerkit.results import Outcome
 from brokerkit.router import HandlerSpec
 from brokerkit.session import Session
-from brokerkit.spi import ConsumerOptions
+from brokerkit.spi import ConsumerOptions, Inbound, Outbound
 from brokerkit.testing.clock import VirtualClock
 from brokerkit.topic import Topic
+from brokerkit.worker import Worker
 
 __all__ = ["RehearsedSession"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Returned = Callable[[Inbound, Any, Sequence[Outbound]], object]
 
 #: Whether this runs on behalf of a handler.
 _IN_HANDLER: ContextVar[bool] = ContextVar("brokerkit_in_handler", default=False)
@@ -43,8 +48,10 @@ class RehearsedSession(Session):
     #: Whether its handlers were started once.
     begun = False
 
-    def __init__(self, virtual: VirtualClock, *args: Any) -> None:
+    def __init__(self, virtual: VirtualClock, returned: Returned, *args: Any) -> None:
+        """``returned`` is told what a handler returned, and the messages that follow from it."""
         super().__init__(*args)
+        self._returned = returned
         self._virtual = virtual
         self.requests = _RehearsedRequests(self.link, self.producer, self._passing)
         self._moving = asyncio.Lock()
@@ -68,6 +75,11 @@ class RehearsedSession(Session):
         _IN_HANDLER.set(True)
         self.begun = True
         await super()._start(specs)
+
+    def _new_worker(self) -> Worker:
+        worker = super()._new_worker()
+        worker.follow_ups = _NotedFollowUps(self.producer, self._returned)
+        return worker
 
     async def open_consumer(self, options: ConsumerOptions, deliveries: Deliveries) -> Consumer:
         deliveries.passing = self._passing
@@ -124,6 +136,17 @@ class RehearsedSession(Session):
             await asyncio.gather(task, return_exceptions=True)
             raise
         return task.result()
+
+
+class _NotedFollowUps(FollowUps):
+    def __init__(self, producer: Producer, returned: Returned) -> None:
+        super().__init__(producer)
+        self._returned = returned
+
+    async def of(self, inbound: Inbound, outcome: Outcome) -> list[Outbound]:
+        outbounds = await super().of(inbound, outcome)
+        self._returned(inbound, outcome.reply, outbounds)
+        return outbounds
 
 
 class _RehearsedRequests(Requests):

@@ -82,5 +82,8 @@ def blocking() -> None:
     assert_type(manager.aio, AsyncManager)
     assert_type(manager.stop(timeout=1.0), bool)
     assert_type(manager.admin.redrive(orders, "billing", limit=3), int)
+    letters = manager.admin.dead_letters(orders, "billing")
+    manager.admin.redrive(orders, "billing", letters)
+    manager.admin.discard(orders, "billing", [letter.id for letter in letters])
     assert_type(manager.monitor.health(), Health)
     assert_type(manager.monitor.stats(orders, "billing"), GroupStats)

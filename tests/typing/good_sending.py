@@ -33,6 +33,8 @@ def blocking(manager: Manager) -> None:
     assert_type(manager.send(orders, Order(id=1)), str)
     manager.send(orders, RushOrder(id=1, by=2.0))
     manager.send(orders, Message.of(Order(id=1)))
+    assert_type(Message.of(Order(id=1), topic=orders, key="k", ttl=5, headers={"a": "b"}), Message)
+    Message.of({"any": "thing"}, topic="by.name", parent_id=Message.of(1).message_id)
     manager.send(batches, [Order(id=1)])
     manager.send(texts, "text", key="k", delay=1.5, headers={"a": "b"}, priority=9)
     manager.send(blobs, b"bytes", due=datetime.now(UTC), ttl=60)

@@ -24,6 +24,7 @@ def blocking() -> None:
             each.payload(int).upper()  # E: "upper"
     manager.monitor.no_such_figure()  # E: "no_such_figure"
     manager.admin.purge(orders)  # E: "group"
+    manager.admin.redrive(orders, "billing", [7])  # E: List item
     manager.no_such_call()  # E: "no_such_call"
     manager.aclose()  # E: "aclose"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from brokerkit import AsyncManager, Manager, Topic
+from brokerkit import AsyncManager, Manager, Message, Topic
 
 
 class Order(BaseModel):
@@ -26,6 +26,11 @@ def blocking(manager: Manager) -> None:
     manager.send_many(orders, ["a text"])  # E: "send_many"
     manager.send_many(orders, Order(id=1).id)  # E: "send_many"
     manager.request(orders, Order(id=1), reply=int).upper()  # E: "upper"
+    Message.of(Order(id=1), topic=7)  # E: "topic"
+    Message.of(Order(id=1), tpoic="orders")  # E: "tpoic"
+    Message.of(Order(id=1), priority="high")  # E: "priority"
+    Message.of(Order(id=1), body=b"x")  # E: "body"
+    Message(body=b"x", topic=orders)  # E: "topic"
 
 
 async def waiting(manager: AsyncManager) -> None:

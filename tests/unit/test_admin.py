@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from brokerkit.errors import CapabilityNotSupported, TopicNotFound
+from brokerkit.errors import CapabilityNotSupported, ConfigurationError, TopicNotFound
 from brokerkit.message import Message
 from brokerkit.retry import RetryPolicy
 from brokerkit.spi import Capability, ToGroup
@@ -101,3 +101,18 @@ async def test_what_is_missing_or_not_offered_is_said() -> None:
             await rig.manager.admin.declare("t", "g")
         stats = await rig.manager.monitor.stats("t", "g")
         assert (stats.ready, stats.dead, stats.source) == (None, None, "unknown")
+
+
+@pytest.mark.parametrize("call", ["redrive", "discard"])
+async def test_dead_letters_choose_themselves_and_one_alone_is_refused(call: str) -> None:
+    async with Rig() as rig:
+        ids = await bury(rig, 3)
+        act = getattr(rig.manager.admin, call)
+        letters = await rig.manager.admin.dead_letters("t", "g")
+        assert [letter.id for letter in letters] == ids
+        for alone in (ids[0], letters[0]):
+            with pytest.raises(ConfigurationError, match=f"{call} takes a list"):
+                await act("t", "g", alone)
+        assert await run(rig, act("t", "g", [])) == 0
+        assert await run(rig, act("t", "g", (letters[0], ids[2]))) == 2
+        assert [letter.id for letter in await rig.dead()] == [ids[1]]

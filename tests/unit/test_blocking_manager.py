@@ -32,6 +32,7 @@ from brokerkit import (
     Retry,
     Topic,
 )
+from brokerkit.metrics import Metrics, MetricsSnapshot
 from brokerkit.testing import eventually_sync
 
 
@@ -528,3 +529,20 @@ def test_a_retry_asked_for_by_a_sync_handler_comes_again(manager: Manager) -> No
     manager.start()
     manager.send("jobs", b"")
     eventually_sync(lambda: attempts == [1, 2])
+
+
+def test_metrics_are_read_by_the_thread_that_counts(manager: Manager, jobs: Topic[dict[str, int]]) -> None:
+    readers: list[str] = []
+
+    class Noting(Metrics):
+        def snapshot(self) -> MetricsSnapshot:
+            readers.append(threading.current_thread().name)
+            return super().snapshot()
+
+    manager.aio._metrics = Noting(manager.clock)
+    manager.send(jobs, {"n": 1})
+
+    assert manager.monitor.metrics().totals["sent"] == 1
+    manager.close()
+    assert manager.monitor.metrics().totals["sent"] == 1
+    assert readers == ["brokerkit-default", threading.current_thread().name]

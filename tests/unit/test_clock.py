@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from brokerkit.clock import SystemClock, Timer, wait
+from brokerkit.clock import SystemClock, TimeIsUp, Timer, wait, within
 from brokerkit.testing import VirtualClock
 
 LONG = 60.0
@@ -143,3 +143,36 @@ async def test_many_may_wait_for_one_future() -> None:
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError) and results[1:] == [True] * 4
     assert clock.pending == 0
+
+
+async def test_what_takes_too_long_is_cancelled_and_what_is_in_time_returns_or_raises() -> None:
+    clock = VirtualClock()
+    ended: list[str] = []
+
+    async def work(seconds: float) -> str:
+        try:
+            await clock.sleep(seconds)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return "done"
+
+    async def fail() -> str:
+        raise TimeoutError("its own")
+
+    in_time = asyncio.create_task(within(clock, work(1), 2))
+    late = asyncio.create_task(within(clock, work(3), 2))
+    given_up = asyncio.create_task(within(clock, work(30), 20))
+    await clock.advance(2.5)
+    assert await in_time == "done"
+    with pytest.raises(TimeIsUp):
+        await late
+    assert ended == ["cancelled"]
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    assert ended == ["cancelled"] * 2
+    with pytest.raises(TimeoutError, match="its own"):
+        await within(clock, fail(), 2)
+    with pytest.raises(TimeIsUp):
+        await within(clock, work(0), 0)

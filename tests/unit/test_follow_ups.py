@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +11,9 @@ from brokerkit.follow_ups import FollowUps, dump, load
 from brokerkit.message import Message
 from brokerkit.results import Outcome
 from brokerkit.spi import Inbound, Outbound, ToDead, ToGroup, ToInbox, ToTopic
+from brokerkit.topic import Topic
 
+from .rig import Rig
 from .test_envelope import NOW, a_producer
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -82,3 +85,23 @@ async def test_without_a_reply_address_a_value_is_not_sent() -> None:
 def test_a_parent_is_kept_when_the_handler_gave_one() -> None:
     outbound = a_producer().outbound("t", Message(body=b"", parent_id="p"), {})
     assert outbound.headers == {PARENT: "p"}
+
+
+@pytest.mark.parametrize("as_name", [False, True])
+async def test_a_follow_up_with_a_topic_is_stored_for_the_groups_of_that_topic(as_name: bool) -> None:
+    parcels = Topic("parcels", dict, groups=["carrier"])
+    async with Rig() as rig:
+
+        @rig.manager.handler(Topic("orders", int, groups=["packing"]))
+        async def pack(order: int) -> Message:
+            return Message.of({"order": order}, topic=parcels.name if as_name else parcels)
+
+        await rig.manager.start()
+        await rig.manager.send("orders", 1)
+        await rig.clock.advance(1)
+        assert await rig.dead("orders", "packing") == []
+        if as_name:
+            # Nobody in this process said who wants it.
+            assert "parcels" in rig.manager.topology and rig.manager.topology["parcels"].groups == {}
+        else:
+            assert (await rig.counts("parcels", "carrier"))[0] == 1

@@ -359,3 +359,23 @@ gate.close()
 sys.exit(os.waitstatus_to_exitcode(status))
 """)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- figures ---
+
+
+def test_figures_are_read_by_the_thread_of_the_loop_while_there_is_one(gate: Gate) -> None:
+    assert gate.read(threading.get_ident) == threading.get_ident()
+    assert not gate.running
+
+    gate.call(partial(answer, 7))
+    on_the_loop = gate.read(threading.get_ident)
+
+    assert on_the_loop != threading.get_ident()
+
+    async def inside() -> int:
+        return gate.read(threading.get_ident)
+
+    assert gate.call(inside) == on_the_loop
+    gate.close()
+    assert gate.read(threading.get_ident) == threading.get_ident()

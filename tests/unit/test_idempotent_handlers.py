@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from brokerkit.delivery import Delivery
-from brokerkit.errors import BrokerUnavailable
+from brokerkit.errors import BrokerUnavailable, ReplyTimeout
 from brokerkit.idempotency import Busy, Claimed, Done, MemoryIdempotencyStore
 from brokerkit.message import Message
 from brokerkit.results import MessageResult
 from brokerkit.retry import RetryPolicy
-from brokerkit.spi import ToTopic
+from brokerkit.spi import Inboxes, ToTopic
 from brokerkit.testing.clock import VirtualClock
 from brokerkit.topic import Group, Topic
 
@@ -261,7 +261,7 @@ async def test_follow_ups_that_are_refused_for_good_make_a_dead_letter_and_a_red
         await rig.manager.send(T, b"x")
         await rig.clock.advance(1)
         (letter,) = await rig.dead()
-        assert (letter.reason, letter.error_type) == ("not-retryable", "brokerkit.errors.TopicNotFound")
+        assert (letter.reason, letter.error_type) == ("not-retryable", "TopicNotFound")
         await rig.manager.admin.declare("next", "h")
         redriving = asyncio.create_task(rig.manager.admin.redrive("t", "g"))
         await rig.clock.advance(5)
@@ -308,3 +308,79 @@ async def test_the_claim_of_a_thread_that_outlives_a_stop_stays() -> None:
             assert isinstance(await rig.store.claim(KEY, "another", 3.0, 1), Busy)
         finally:
             go.set()
+
+
+@pytest.mark.parametrize("answered_before", [True, False])
+async def test_a_request_that_is_repeated_with_its_id_gets_the_reply_of_the_one_run(answered_before: bool) -> None:
+    async with Once() as rig:
+
+        @rig.manager.handler(T, idempotent=True)
+        async def work(message: Message) -> Any:
+            rig.start_of(message)
+            await rig.clock.sleep(10)
+            return {"run": len(rig.starts)}
+
+        await rig.manager.start()
+
+        def ask(timeout: float) -> asyncio.Task[Any]:
+            return asyncio.create_task(
+                rig.manager.request(T, b"x", reply=dict, timeout=timeout, message_id="one", ttl=1000)
+            )
+
+        first = ask(60 if answered_before else 2)
+        await rig.clock.advance(5)
+        if not answered_before:
+            with pytest.raises(ReplyTimeout):
+                await first
+        # The second one comes while the first one runs, the third one when all is long over.
+        second = ask(60)
+        await rig.clock.advance(30)
+        third = ask(60)
+        await rig.clock.advance(30)
+        answers = await asyncio.gather(*([first] if answered_before else []), second, third)
+        assert answers == [{"run": 1}] * len(answers)
+        assert rig.attempts == [1]
+        assert await rig.counts() == (0, 0, 0)
+
+
+async def test_a_request_whose_acknowledgement_was_lost_is_not_answered_twice() -> None:
+    async with Once() as rig:
+
+        @rig.manager.handler(T, idempotent=True)
+        async def work(message: Message) -> int:
+            return rig.start_of(message)
+
+        await rig.manager.start()
+        connection = await rig.manager.connection()
+        assert isinstance(connection, Inboxes)
+        inbox = await connection.open_inbox()
+
+        async def answers(**options: Any) -> int:
+            await rig.manager.send(T, b"x", message_id="one", reply_to=inbox.address, **options)
+            receiving = asyncio.create_task(inbox.receive(10, 5))
+            await rig.clock.advance(6)
+            found = await receiving
+            await inbox.ack(found)
+            return len(found)
+
+        assert await answers(correlation_id="a") == 1
+        assert await answers(correlation_id="a") == 0
+        assert await answers(correlation_id="b") == 1
+        assert rig.attempts == [1]
+        await inbox.aclose()
+
+
+async def test_a_request_that_repeats_a_plain_message_gets_no_reply() -> None:
+    async with Once() as rig:
+
+        @rig.manager.handler(T, idempotent=True)
+        async def work(message: Message) -> int:
+            return rig.start_of(message)
+
+        await rig.manager.start()
+        await rig.manager.send(T, b"x", message_id="one")
+        await rig.clock.advance(1)
+        asking = asyncio.create_task(rig.manager.request(T, b"x", reply=int, timeout=5, message_id="one"))
+        await rig.clock.advance(6)
+        with pytest.raises(ReplyTimeout):
+            await asking

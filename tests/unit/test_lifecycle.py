@@ -205,31 +205,24 @@ def test_a_forked_child_may_end_without_closing(tmp_path: Path) -> None:
 
 #: As an application has it: made at import, used by each test on a loop of its own, closed by none.
 of_the_module = AsyncManager(f"memory://{uuid.uuid4().hex}")
-loops: list[asyncio.AbstractEventLoop] = []
 
 
-async def use_the_managers_of_the_module() -> None:
-    loops.append(asyncio.get_running_loop())
+async def use_the_manager_of_the_module(job: int) -> asyncio.AbstractEventLoop:
     topic = Topic("loops", int, groups=["g"])
-    await of_the_module.send(topic, len(loops))
+    await of_the_module.send(topic, job)
     async with of_the_module.consume(topic) as deliveries:
         delivery = await deliveries.receive(10)
-        assert delivery is not None and delivery.payload(int) == len(loops)
+        assert delivery is not None and delivery.payload(int) == job
         await delivery.ack()
+    return asyncio.get_running_loop()
 
 
-async def test_loop_per_test_first() -> None:
-    await use_the_managers_of_the_module()
+def test_a_manager_of_a_module_works_on_the_loop_of_each_test() -> None:
+    first = asyncio.run(use_the_manager_of_the_module(1))
+    second = asyncio.run(use_the_manager_of_the_module(2))
 
-
-async def test_loop_per_test_second() -> None:
-    await use_the_managers_of_the_module()
-
-
-def test_loop_per_test_used_two_loops() -> None:
-    if len(loops) < 2:
-        pytest.skip("the two tests before this one were not run")
-    assert loops[0] is not loops[1] and loops[0].is_closed()
+    assert first is not second
+    assert first.is_closed() and second.is_closed()
 
 
 def test_a_loop_that_was_closed_with_running_handlers_can_be_followed_by_another(store: str) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from brokerkit.errors import DecodeError, PayloadError
 from brokerkit.message import Message, MessageIds
+from brokerkit.topic import Topic
 
 
 def test_a_message_cannot_be_changed() -> None:
@@ -125,3 +126,14 @@ def test_processes_that_were_forked_from_one_with_a_manager_make_different_ids(u
     assert run.returncode == 0, run.stderr
     ids = run.stdout.split()
     assert len(ids) == 3 + used_before and len({one[:24] for one in ids}) == len(ids), ids
+
+
+def test_a_topic_is_taken_by_its_name() -> None:
+    parcels = Topic("parcels", dict, groups=["carrier"])
+    message = Message.of({"n": 1}, topic=parcels)
+    assert message.topic == "parcels"
+    assert message == Message.of({"n": 1}, topic="parcels")
+    assert "topic_object" not in repr(message)
+    again = pickle.loads(pickle.dumps(message))
+    assert again == message
+    assert again.topic_object is not None and [group.name for group in again.topic_object.groups] == ["carrier"]

@@ -47,7 +47,10 @@ async def test_health_of_a_manager_that_is_switched_off_is_down_and_says_so() ->
     manager = AsyncManager(settings={"backend": "rocketmq", "rocketmq": {"name_server": "h:1", "enabled": False}})
     health = await manager.monitor.health()
     assert (health.healthy, health.status, health.connected) == (False, "down", False)
-    assert health.problems and health.backend
+    assert health.problems == (
+        "the backend rocketmq is switched off: its section says enabled: false (backend rocketmq)",
+    )
+    assert health.backend == "rocketmq"
 
 
 class Broken(RiggedBackend):

@@ -269,22 +269,28 @@ async def test_close_waits_for_what_runs_and_then_ends_the_children() -> None:
     executor.close(wait=True)
 
 
-def exit_slowly(seconds: float) -> None:
+def exit_slowly(seconds: float, meeting: str, jobs: int) -> None:
+    """Return when all jobs run, so that each has a child of its own."""
     atexit.register(time.sleep, seconds)
-    time.sleep(0.5)  # so that each job has a child of its own
+    Path(meeting, str(os.getpid())).touch()
+    deadline = time.monotonic() + PATIENCE
+    while len(os.listdir(meeting)) < jobs:
+        if time.monotonic() > deadline:
+            raise TimeoutError(meeting)
+        time.sleep(0.01)
 
 
-async def test_idle_children_end_at_the_same_time() -> None:
+async def test_idle_children_end_at_the_same_time(tmp_path: Path) -> None:
     executor = ProcessExecutor(4)
-    await asyncio.gather(*(executor.submit(exit_slowly, (1.0,), None) for _ in range(4)))
+    await asyncio.gather(*(executor.submit(exit_slowly, (1.0, str(tmp_path), 4), None) for _ in range(4)))
     began = time.monotonic()
     executor.close(wait=True)
     assert time.monotonic() - began < 3.0
 
 
-async def test_an_event_loop_goes_on_while_children_end() -> None:
+async def test_an_event_loop_goes_on_while_children_end(tmp_path: Path) -> None:
     executor = ProcessExecutor(1)
-    await executor.submit(exit_slowly, (1.0,), None)
+    await executor.submit(exit_slowly, (1.0, str(tmp_path), 1), None)
     closing = asyncio.ensure_future(executor.aclose())
     turns = 0
     while not closing.done():

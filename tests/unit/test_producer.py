@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from brokerkit.errors import ConfigurationError, MessageTooLarge, PayloadError, SendRefused, SendTimeout
+from brokerkit.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    MessageTooLarge,
+    PayloadError,
+    SendRefused,
+    SendTimeout,
+)
+from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
 from brokerkit.spi import Outbound, ToTopic
 from brokerkit.topic import Topic
@@ -198,3 +209,80 @@ async def test_the_first_send_waits_for_a_broker_that_comes_back_in_time() -> No
     await rig.clock.advance(10)
     assert await sending
     await rig.manager.aclose()
+
+
+@pytest.mark.parametrize(("send_timeout", "attempt_timeout"), [(2.0, 5.0), (7.0, 5.0), (5.0, 5.0), (12.0, 0.5)])
+async def test_a_send_without_an_answer_ends_with_send_timeout_whatever_an_attempt_may_take(
+    send_timeout: float, attempt_timeout: float
+) -> None:
+    async with Rig(send_timeout=send_timeout, attempt_timeout=attempt_timeout) as rig:
+        await rig.manager.send(T, b"first")
+        async with rig.layer.stalling():
+            began = rig.clock.monotonic()
+            ended: list[float] = []
+            sending = asyncio.create_task(rig.manager.send(T, b"x"))
+            many = asyncio.create_task(rig.manager.send_many(T, [b"y", b"z"]))
+            for task in (sending, many):
+                task.add_done_callback(lambda _: ended.append(rig.clock.monotonic() - began))
+            await rig.clock.advance(60)
+            with pytest.raises(SendTimeout):
+                await sending
+            assert [type(outcome.error) for outcome in await many] == [SendTimeout, SendTimeout]
+        assert all(0.7 * send_timeout < seconds <= send_timeout for seconds in ended), ended
+
+
+async def test_a_last_attempt_that_is_cut_short_says_what_the_one_before_met() -> None:
+    async with Rig(send_timeout=8.0, attempt_timeout=5.0) as rig:
+        await rig.manager.send(T, b"first")
+        async with rig.layer.stalling():
+            sending = asyncio.create_task(rig.manager.send(T, b"x"))
+            await rig.clock.advance(60)
+            with pytest.raises(SendTimeout, match="unknown; the attempt before it: no answer came in time") as raised:
+                await sending
+        assert (raised.value.topic, raised.value.backend) == ("t", "embedded")
+
+
+async def test_a_first_send_ends_in_time_when_the_broker_does_not_let_it_connect(tmp_path: Path) -> None:
+    path = tmp_path / "b.db"
+    sqlite3.connect(path).close()
+    rival = sqlite3.connect(path, isolation_level=None)
+    rival.execute("PRAGMA journal_mode = WAL")
+    async with AsyncManager(f"sqlite:///{path}") as manager:
+        await manager.send(T, b"makes the file")
+    manager = AsyncManager(f"sqlite:///{path}", send_timeout=0.5)
+    rival.execute("BEGIN EXCLUSIVE")
+    try:
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(BrokerUnavailable):
+                await manager.send(T, b"x")
+            # One attempt alone could take 5 s, and the library made two.
+            assert time.monotonic() - began < 4.5
+    finally:
+        rival.close()
+        await manager.aclose()
+
+
+@pytest.mark.parametrize("call", ["send", "request"])
+async def test_who_waits_for_a_locked_file_gets_an_answer_in_the_time_it_gave(tmp_path: Path, call: str) -> None:
+    path = tmp_path / "b.db"
+    timeout = {"send": 0.5, "request": 30.0}[call]
+    async with AsyncManager(f"sqlite:///{path}", send_timeout=timeout) as manager:
+        await manager.send(T, b"before")
+        rival = sqlite3.connect(path, isolation_level=None)
+        rival.execute("BEGIN IMMEDIATE")
+        try:
+            began = time.monotonic()
+            with pytest.raises((BrokerUnavailable, SendTimeout)):
+                if call == "send":
+                    await manager.send(T, b"x")
+                else:
+                    await manager.request(T, b"x", reply=int, timeout=0.5)
+            assert time.monotonic() - began < 4.5
+            health = await manager.monitor.health(timeout=1.0)
+            assert (health.status, health.healthy) == ("down", False)
+            assert "locked" in health.problems[0]
+        finally:
+            rival.close()
+        assert (await manager.monitor.health(timeout=30.0)).status == "up"
+        await manager.send(T, b"after")

@@ -6,7 +6,17 @@ import asyncio
 
 import pytest
 
-from brokerkit.errors import Closed, DecodeError, PayloadError, RemoteError, ReplyTimeout, SendRefused
+from brokerkit.embedded.connection import EmbeddedConnection
+from brokerkit.embedded.consumer import EmbeddedInbox
+from brokerkit.errors import (
+    BrokerUnavailable,
+    Closed,
+    DecodeError,
+    PayloadError,
+    RemoteError,
+    ReplyTimeout,
+    SendRefused,
+)
 from brokerkit.message import Message
 from brokerkit.retry import RetryPolicy
 from brokerkit.spi import ToTopic
@@ -127,3 +137,43 @@ async def test_an_inbox_that_was_closed_is_opened_again_by_the_next_request() ->
         second = asyncio.create_task(rig.manager.request(T, 2, reply=int))
         await rig.clock.advance(2)
         assert await second == 4
+
+
+async def test_a_request_ends_with_its_own_timeout_while_the_inbox_cannot_be_opened_and_others_wait_on() -> None:
+    class Slow(EmbeddedConnection):
+        async def open_inbox(self) -> EmbeddedInbox:
+            await rig.clock.sleep(5)
+            return await super().open_inbox()
+
+    rig = Rig(layered=False)
+    rig.backend.connection_class = Slow  # type: ignore[misc]
+    async with rig:
+
+        @rig.manager.handler(T)
+        async def double(number: int) -> int:
+            return 2 * number
+
+        await rig.manager.start()
+        hasty = asyncio.create_task(rig.manager.request(T, 1, reply=int, timeout=2))
+        patient = asyncio.create_task(rig.manager.request(T, 2, reply=int, timeout=20))
+        await rig.clock.advance(2.5)
+        with pytest.raises(BrokerUnavailable, match="nothing was sent"):
+            await hasty
+        await rig.clock.advance(5)
+        assert await patient == 4
+
+
+async def test_closing_ends_the_requests_whose_inbox_is_being_opened() -> None:
+    class Stuck(EmbeddedConnection):
+        async def open_inbox(self) -> EmbeddedInbox:
+            await rig.clock.sleep(500)
+            return await super().open_inbox()
+
+    rig = Rig(layered=False)
+    rig.backend.connection_class = Stuck  # type: ignore[misc]
+    async with rig:
+        asking = asyncio.create_task(rig.manager.request(T, 1, reply=int))
+        await rig.clock.advance(1)
+        await rig.manager.aclose()
+        with pytest.raises(Closed):
+            await asking

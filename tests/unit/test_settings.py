@@ -331,8 +331,9 @@ def test_keys_of_brokerkit_win_over_compatibility_keys(load: Load, write: Write)
     settings = load({"BROKERKIT_ATTEMPT_TIMEOUT": "1"})
 
     assert (settings.topic, settings.attempt_timeout) == ("mine", 1.0)
-    assert settings.retry_for("mine") == RetrySettings(max_attempts=3, base_delay=2)
-    assert settings.retry_for("other") == settings.retry_for() == RetrySettings(max_attempts=17, base_delay=2)
+    assert settings.retry == RetrySettings(max_attempts=17, base_delay=2)
+    mine = resolve_policy(settings.topics["mine"].retry, settings.retry)
+    assert mine == RetryPolicy(max_attempts=3, base_delay=2)
     assert load(retry=RetrySettings(max_attempts=2)).retry.max_attempts == 2
 
 
@@ -399,3 +400,19 @@ def test_no_error_shows_a_secret(load: Load, registry: Registry, values: dict[st
         assert SECRET not in f"{error} {error!r}"
         assert "770770" not in f"{error} {error!r}"
         error = error.__cause__ or error.__context__
+
+
+def test_the_configuration_of_a_whole_application_is_refused_with_the_call_that_is_meant(
+    load: Load, write: Write
+) -> None:
+    others = {"server": {"port": 8080}, "minio": {"endpoint": "h:9000"}}
+    cure = r'initialize\(\{"rocketmq": config\["rocketmq"\]\}\)$'
+
+    with pytest.raises(ConfigurationError, match=rf"unknown sections 'minio', 'server' \(an argument\)\. .*{cure}"):
+        load(settings={**others, "rocketmq": {"name_server": "h:1"}})
+    with pytest.raises(ConfigurationError, match=rf"unknown sections 'server' \(.*brokerkit\.yaml\)\. .*{cure}"):
+        write(SYSTEM_D + "server: {port: 8080}\n")
+        load()
+    write("")
+    with pytest.raises(ConfigurationError, match=r"unknown key 'retri'.* did you mean 'retry'"):
+        load(settings={"retri": {"max_attempts": 3}, "rocketmq": {"name_server": "h:1"}})

@@ -379,6 +379,11 @@ async def test_what_does_not_finish_in_time_is_cancelled_and_goes_back(hurry: bo
         await rig.clock.advance(1 if hurry else 31)
         assert not await stopping
         assert await rig.counts() == (1, 0, 0)
+        # Nothing failed: it comes again as the attempt that was cut short, however often.
+        await rig.manager.start()
+        await rig.clock.advance(1)
+        assert rig.attempts == [1, 1]
+        assert rig.events == []
 
 
 async def test_a_handler_that_turns_its_cancellation_into_success_does_not_hold_up_the_stop() -> None:

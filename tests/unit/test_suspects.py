@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from brokerkit.clock import SystemClock
 from brokerkit.message import Message
 from brokerkit.retry import RetryPolicy
-from brokerkit.spi import Capability, ToDead, ToGroup
+from brokerkit.spi import Capability, Inbound, ToDead, ToGroup
+from brokerkit.suspects import Suspects
 from brokerkit.topic import Topic
 
 from .rig import EXACT, Rig
@@ -171,3 +175,52 @@ async def test_suspects_survive_a_pause(when: str) -> None:
         await rig.clock.advance(100)
         assert sorted(set(rig.bodies)) == [b"s0", b"s1", b"s2"]
         assert await rig.counts() == (0, 0, 0)
+
+
+async def test_a_copy_that_comes_before_its_original_is_settled_waits_for_that() -> None:
+    # A broker may deliver before it confirms; a crash in between would bring back both.
+    ran: list[Inbound] = []
+    settled = asyncio.get_running_loop().create_future()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stamp(inbound: Inbound) -> bool:
+        await settled
+        return True
+
+    suspects = Suspects(
+        SystemClock(), ran.append, stamp, lambda work: tasks.append(asyncio.get_running_loop().create_task(work))
+    )
+    original = Inbound(topic="t", group="g", body=b"x", message_id="m", redelivered=True)
+    copy = Inbound(topic="t", group="g", body=b"x", message_id="m", redelivered=False)
+
+    suspects.admit(original)
+    await asyncio.sleep(0)
+    assert not suspects.arrived(copy)
+    assert not ran
+    settled.set_result(None)
+    await asyncio.gather(*tasks)
+    assert ran == [copy]
+    assert suspects.has_turn(copy)
+
+
+async def test_a_copy_that_waits_for_its_original_goes_back_with_the_others() -> None:
+    never = asyncio.get_running_loop().create_future()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stamp(inbound: Inbound) -> bool:
+        return bool(await never)
+
+    suspects = Suspects(
+        SystemClock(),
+        lambda inbound: pytest.fail("nothing may run"),
+        stamp,
+        lambda work: tasks.append(asyncio.get_running_loop().create_task(work)),
+    )
+    copy = Inbound(topic="t", group="g", body=b"x", message_id="m", redelivered=False)
+    suspects.admit(Inbound(topic="t", group="g", body=b"x", message_id="m", redelivered=True))
+    await asyncio.sleep(0)
+    assert not suspects.arrived(copy)
+
+    assert suspects.take_back() == [copy]
+    never.set_result(False)
+    await asyncio.gather(*tasks)

@@ -488,6 +488,8 @@ async def test_a_message_that_expires_in_the_queue_of_the_worker_is_not_handled(
         assert rig.bodies == [b"x"]
         assert rig.totals["expired"] == 1
         assert [letter.reason for letter in await rig.dead()] == (["expired"] if expired == "dead" else [])
+        kind = "dead" if expired == "dead" else "dropped"
+        assert [(event.kind, event.reason, event.attempt) for event in rig.events] == [(kind, "expired", 1)]
         assert await rig.counts() == (0, 0, 0)
 
 
@@ -658,7 +660,7 @@ async def test_a_raised_reject_is_a_dead_letter_that_names_its_type() -> None:
         await rig.manager.send(T, b"x")
         await rig.clock.advance(1)
         (letter,) = await rig.dead()
-        assert (letter.reason, letter.error_type, letter.error) == ("rejected", "brokerkit.errors.Reject", "negative")
+        assert (letter.reason, letter.error_type, letter.error) == ("rejected", "Reject", "negative")
 
 
 async def test_no_password_of_an_error_is_kept_logged_or_answered(caplog: pytest.LogCaptureFixture) -> None:
@@ -707,7 +709,7 @@ async def test_a_delayed_follow_up_without_delayed_sends_is_the_failure_of_its_h
         await rig.manager.send(T, b"x")
         await rig.clock.advance(10)
         (letter,) = await rig.dead()
-        assert letter.error_type == "brokerkit.errors.CapabilityNotSupported"
+        assert letter.error_type == "CapabilityNotSupported"
 
 
 # --- broadcast --------------------------------------------------------------------------------------------------

@@ -242,8 +242,10 @@ async def test_foreign_message_is_delivered(harness: Harness) -> None:
         await eventually(lambda: len(seen) >= 2, within=harness.timing.within(), what="both were handled")
         await manager.stop()
     assert [body for body, _ in seen] == [b"\x00foreign"] * 2
-    # Where the broker gives ids of its own, redelivery keeps them.
-    assert sorted(str(name) for _, name in seen) == ids
+    if "None" not in ids:
+        # Where the broker gives ids of its own, redelivery keeps them; elsewhere brokerkit gives one when it sends a
+        # message again.
+        assert sorted(str(name) for _, name in seen) == ids
 
 
 @case

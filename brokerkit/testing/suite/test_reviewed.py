@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -206,16 +207,20 @@ async def test_claim_loser_burns_no_attempt(harness: Harness) -> None:
 async def test_stale_delivery_sends_no_retry(harness: Harness) -> None:
     """A failure after the connection was lost starts no second chain of retries: the message comes once more."""
     topic, seen, manager = harness.topic(), Seen(), harness.manager()
+    confirmed = asyncio.Event()
 
     @manager.handler(topic, retry=policy(harness, max_attempts=5))
     async def work(message: Message) -> None:
         if seen(message) == 1:
+            # A broker may deliver before it confirms; a send without its confirm would be made again.
+            await confirmed.wait()
             await harness.cut(0)
             await harness.clock.sleep(harness.timing.quiet)
             raise ValueError("after the connection was lost")
 
     async with started(manager):
         sent = await manager.send(topic, b"x")
+        confirmed.set()
         await seen.reach(2, within=harness.timing.healed() + harness.timing.within(2))
         await seen.stay(2, quiet(harness) + harness.timing.reconnect)
     assert set(seen.ids) == {sent}

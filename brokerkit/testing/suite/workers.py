@@ -22,7 +22,8 @@ from brokerkit.retry import RetryPolicy
 from brokerkit.spi import Backend, Capability
 from brokerkit.testing.harness import Harness
 from brokerkit.testing.interposed import InterposedBackend
-from brokerkit.testing.processes import ProcessPool, report
+from brokerkit.testing.process_pool import ProcessPool
+from brokerkit.testing.processes import report
 from brokerkit.testing.suite._cases import eventually
 from brokerkit.testing.suite.unacknowledged import UnacknowledgedBackend
 from brokerkit.topic import Topic

@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from brokerkit import (
     AsyncManager,
     BrokerUnavailable,
+    Capability,
+    CapabilityNotSupported,
     Closed,
     ConfigurationError,
     Delivery,
@@ -174,6 +176,37 @@ def test_a_message_is_not_handled_after_its_ttl(manager: Manager) -> None:
         assert [(letter.reason, letter.message.payload()) for letter in broker.dead] == [("expired", {"n": 2})]
 
 
+def test_a_message_that_was_dropped_after_its_ttl_is_told_and_its_id_can_come_again(manager: Manager) -> None:
+    manager.add_handler(jobs, lambda job: None)
+
+    with in_memory(manager) as broker:
+        manager.send(jobs, {"n": 1}, delay=HOUR, ttl=HOUR - 10, message_id="one")
+        broker.advance(2 * HOUR)
+        assert broker.handled == broker.dead == []
+        assert [(event.kind, event.reason) for event in broker.failures] == [("dropped", "expired")]
+
+        manager.send(jobs, {"n": 2}, message_id="one")
+        broker.advance()
+        assert payloads(broker) == [{"n": 2}]
+
+
+def test_a_retry_waits_all_of_its_delay_as_if_there_were_no_jitter(manager: Manager) -> None:
+    starts: list[float] = []
+
+    @manager.handler(jobs)
+    async def fail(job: dict[str, int]) -> None:
+        starts.append(manager.clock.time())
+        raise ValueError
+
+    with in_memory(manager, start=0.0) as broker:
+        manager.send(jobs, {"n": 1})
+        broker.advance(HOUR)
+        assert [event.kind for event in broker.failures] == ["failed"] * 3 + ["dead"]
+    # The default policy: 1, 2 and 4 seconds at most.
+    assert starts == [0.0, 1.0, 3.0, 7.0]
+    assert manager.aio._blueprint.retry_policy("jobs").jitter == "full"
+
+
 def test_an_async_handler_is_timed_out_after_an_hour(manager: Manager) -> None:
     ended: list[str] = []
 
@@ -285,6 +318,122 @@ def test_follow_ups_are_sent_and_handled(manager: Manager) -> None:
 
         assert [(message.topic, message.parent_id) for message in broker.sent] == [("jobs", None), ("mails", ids[0])]
         assert [each.handler and each.handler.rpartition(".")[2] for each in broker.handled] == ["work", "mail"]
+
+
+@pytest.mark.parametrize("store", [None, "memory"], ids=["plain", "idempotent"])
+def test_what_was_handled_shows_what_its_handler_returned(store: str | None) -> None:
+    manager = Manager(settings={**NOWHERE, "idempotency": {"store": store}})
+    mails = Topic("mails", dict[str, Any], groups=["mail"])
+
+    @manager.handler(jobs, idempotent=store is not None)
+    def work(job: dict[str, Any]) -> object:
+        match job["n"]:
+            case 1:
+                return {"square": 1}
+            case 2:
+                return [Message.of({"for": 2}, topic="mails"), Message.of({"for": 3}, topic="mails")]
+            case 3:
+                return MessageResult(True, result="three", next_message=Message.of({"for": 4}, topic="mails"))
+        return None
+
+    with in_memory(manager) as broker:
+        manager.admin.declare(mails)
+        for n in range(5):
+            manager.send(jobs, {"n": n})
+        broker.advance()
+
+        # In threads beside each other: which one is acknowledged first is not said.
+        handled = sorted(broker.handled, key=lambda each: each.message.payload()["n"])
+        found = [(each.result, [mail.payload() for mail in each.follow_ups]) for each in handled]
+        assert found == [
+            (None, []),
+            ({"square": 1}, []),
+            (None, [{"for": 2}, {"for": 3}]),
+            ("three", [{"for": 4}]),
+            (None, []),
+        ]
+        caused = [mail for each in handled for mail in each.follow_ups]
+        stored = [message for message in broker.sent if message.topic == "mails"]
+        assert caused == sorted(stored, key=lambda mail: mail.payload()["for"])
+        assert handled[3].follow_ups[0].parent_id == handled[3].message.message_id
+
+
+def test_what_was_handled_shows_what_failed_before(manager: Manager) -> None:
+    broken = True
+
+    @manager.handler(jobs, retry=RetryPolicy(max_attempts=3, base_delay=1, jitter="none"))
+    def work(job: dict[str, Any], message: Message) -> str:
+        if broken or message.attempt < 3:
+            raise OSError(f"{job['n']}, attempt {message.attempt}, broken: {broken}")
+        return "done"
+
+    with in_memory(manager) as broker:
+        manager.send(jobs, {"n": 1})
+        broker.advance(HOUR)
+        assert len(broker.dead) == 1
+        broken = False
+        manager.send(jobs, {"n": 2})
+        manager.admin.redrive(jobs, "workers")
+        broker.advance(HOUR)
+
+        assert [(each.attempt, each.result, [str(error) for error in each.errors]) for each in broker.handled] == [
+            (3, "done", [f"{n}, attempt {attempt}, broken: False" for attempt in (1, 2)]) for n in (2, 1)
+        ]
+
+
+class Modest(EmbeddedBackend):
+    """Stands for a broker that offers little."""
+
+    name = "modest"
+    capabilities = frozenset({Capability.DURABLE, Capability.MULTIPROCESS, Capability.CONSUMER_GROUPS})
+
+
+def test_what_the_broker_of_production_lacks_is_refused_in_memory_too(manager: Manager) -> None:
+    @manager.handler(jobs, retry=RetryPolicy(exhausted="requeue"))
+    def work(job: dict[str, Any]) -> int:
+        return int(job["n"])
+
+    with in_memory(manager, like=Modest()) as broker:
+        manager.send(jobs, {"n": 1})
+        for refused in (
+            lambda: manager.send(jobs, {"n": 2}, delay=HOUR),
+            lambda: manager.consume(jobs, group="others", tag="red").__enter__(),
+            lambda: manager.consume(jobs, broadcast=True).__enter__(),
+            lambda: manager.admin.dead_letters(jobs, "workers"),
+            lambda: manager.request(jobs, {}, reply=int),
+        ):
+            with pytest.raises(CapabilityNotSupported):
+                refused()
+        broker.advance()
+
+        assert [(each.result, each.attempt) for each in broker.handled] == [(1, 1)]
+        assert manager.capabilities(jobs) <= Modest.capabilities | {
+            Capability.ATOMIC_SETTLE,
+            Capability.START_MARKS,
+            Capability.MANAGE,
+        }
+
+
+def test_without_leases_a_delivery_is_its_consumers_for_ever(manager: Manager) -> None:
+    with in_memory(manager, like=Modest()) as broker:
+        manager.send(jobs, {"n": 1})
+        with manager.consume(jobs, group="workers") as deliveries:
+            delivery = deliveries.receive()
+            assert delivery is not None
+            broker.advance(20 * HOUR)
+            assert not delivery.stale
+            delivery.ack()
+        broker.advance()
+        assert payloads(broker) == [{"n": 1}]
+
+
+def test_a_block_like_an_unknown_backend_is_refused(manager: Manager) -> None:
+    with pytest.raises(ConfigurationError, match="unknown backend 'rabitmq'; did you mean 'rabbitmq'"):
+        in_memory(manager, like="rabitmq")
+    with in_memory(manager, like="embedded") as broker:
+        manager.send(jobs, {"n": 1})
+        broker.advance()
+        assert len(broker.sent) == 1
 
 
 def test_a_request_is_answered_while_its_caller_waits(manager: Manager) -> None:

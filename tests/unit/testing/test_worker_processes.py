@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from brokerkit.testing.deadlines import eventually, eventually_sync
-from brokerkit.testing.processes import ProcessPool, WorkerProcess, report
+from brokerkit.testing.process_pool import ProcessPool
+from brokerkit.testing.processes import WorkerProcess, report
 
 LONG = 60.0
 
