@@ -1,0 +1,122 @@
+"""`Lane`: the messages for one exchange, in their order, on a channel that is opened again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from brokerkit.errors import BrokerError
+from brokerkit.spi import Outbound
+from brokerkit_rabbitmq.link import Link, fresh
+from brokerkit_rabbitmq.publishing import Batch, PublishChannel, Route
+
+__all__ = ["Lane"]
+
+
+class Lane:
+    """Writes at once what there is room for; the rest waits here, and leaves when there is room or when its time is up.
+
+    There is no room while the link is down, while the broker blocks publishers, while the socket is full, and
+    while ``window`` messages are not confirmed.
+    """
+
+    def __init__(self, name: str, link: Link, window: int, timeout: float) -> None:
+        self.name = name
+        self._link = link
+        self._window = window
+        self._timeout = timeout
+        #: A quarter of the window is filled at a time, not one place after the other.
+        self._resume = window - max(1, window // 4)
+        self._channel: PublishChannel | None = None
+        self._waiting: deque[tuple[Outbound, Route, Batch, int]] = deque()
+        self._opening: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        channel = self._channel
+        return not self._waiting and self._opening is None and (channel is None or not channel.unconfirmed)
+
+    def add(self, message: Outbound, route: Route, batch: Batch, index: int) -> None:
+        """Write the message now or later.  Raise `BrokerError` for one that AMQP cannot carry."""
+        channel = self._channel
+        if (
+            channel is not None
+            and not self._waiting
+            and len(channel.unconfirmed) < self._window
+            and channel.error is None
+            and channel.connection.may_write
+        ):
+            channel.publish(message, route, batch, index)
+            return
+        self._waiting.append((message, route, batch, index))
+        if channel is None or channel.error is not None:
+            self.stir()
+
+    def stir(self) -> None:
+        """Go on as far as possible: the link, the channel or its window have changed."""
+        channel = self._channel
+        if channel is not None and channel.error is not None:
+            channel = self._channel = None
+        if not self._waiting or self._closed:
+            return
+        if channel is None:
+            if self._opening is None and self._link.amqp is not None:
+                self._opening = asyncio.get_running_loop().create_task(self._open(), name=f"brokerkit-lane-{self.name}")
+        elif channel.connection.may_write and len(channel.unconfirmed) <= self._resume:
+            self._write_waiting(channel)
+
+    def _write_waiting(self, channel: PublishChannel) -> None:
+        waiting = self._waiting
+        while waiting and len(channel.unconfirmed) < self._window and channel.connection.may_write:
+            message, route, batch, index = waiting.popleft()
+            if batch.done.done():
+                continue
+            try:
+                channel.publish(message, route, batch, index)
+            except BrokerError as error:
+                batch.settle(index, error)
+
+    async def _open(self) -> None:
+        try:
+            channel = await self._link.open_channel(self._timeout, PublishChannel, self._window, self.stir)
+            await channel.select()
+        except BrokerError as error:
+            if not error.retryable:
+                self._fail(error)
+            # Otherwise the link comes up again, or the time of what waits is up.
+        else:
+            self._channel = channel
+        finally:
+            self._opening = None
+            # The link may have come up again while this one failed.
+            self.stir()
+
+    def _fail(self, error: BrokerError) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for _, _, batch, index in waiting:
+            if not batch.done.done():
+                batch.settle(index, fresh(error))
+
+    def drop_expired(self) -> None:
+        """Forget what waited and is given up."""
+        waiting = self._waiting
+        while waiting and waiting[0][2].done.done():
+            waiting.popleft()
+
+    def close(self) -> None:
+        """Close the channel of an idle lane, without waiting for it."""
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close_soon()
+
+    async def aclose(self) -> None:
+        """Close the channel."""
+        self._closed = True
+        opening = self._opening
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait((opening,))
+        if self._channel is not None:
+            await self._channel.close()
