@@ -11,7 +11,7 @@ import pytest
 
 from brokerkit import AsyncManager
 from brokerkit.clock import SystemClock
-from brokerkit.testing.processes import ProcessPool
+from brokerkit.testing.process_pool import ProcessPool
 from tests.faults.crew import POISON, TOPIC, Books, work
 
 CLOCK = SystemClock()

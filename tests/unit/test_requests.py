@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from brokerkit.embedded.connection import EmbeddedConnection
 from brokerkit.embedded.consumer import EmbeddedInbox
 from brokerkit.errors import (
     BrokerUnavailable,
@@ -22,7 +21,7 @@ from brokerkit.retry import RetryPolicy
 from brokerkit.spi import ToTopic
 from brokerkit.topic import Topic
 
-from .rig import Rig
+from .rig import Rig, RiggedConnection
 
 T = Topic("t", int, groups=["g"])
 
@@ -140,7 +139,7 @@ async def test_an_inbox_that_was_closed_is_opened_again_by_the_next_request() ->
 
 
 async def test_a_request_ends_with_its_own_timeout_while_the_inbox_cannot_be_opened_and_others_wait_on() -> None:
-    class Slow(EmbeddedConnection):
+    class Slow(RiggedConnection):
         async def open_inbox(self) -> EmbeddedInbox:
             await rig.clock.sleep(5)
             return await super().open_inbox()
@@ -164,7 +163,7 @@ async def test_a_request_ends_with_its_own_timeout_while_the_inbox_cannot_be_ope
 
 
 async def test_closing_ends_the_requests_whose_inbox_is_being_opened() -> None:
-    class Stuck(EmbeddedConnection):
+    class Stuck(RiggedConnection):
         async def open_inbox(self) -> EmbeddedInbox:
             await rig.clock.sleep(500)
             return await super().open_inbox()

@@ -210,6 +210,8 @@ class StoreMachine(RuleBasedStateMachine):
         for message, item in zip(taken, items, strict=True):
             assert message.redelivered is item.redelivered
             assert message.started is item.started
+            # From here on: whether this owner started it.
+            item.started = False
             members.ready.remove(item)
             item.owner, item.until = owner, self.clock.time() + LEASE
             members.leased.append((message, item))

@@ -182,7 +182,7 @@ def test_a_message_that_was_dropped_after_its_ttl_is_told_and_its_id_can_come_ag
     with in_memory(manager) as broker:
         manager.send(jobs, {"n": 1}, delay=HOUR, ttl=HOUR - 10, message_id="one")
         broker.advance(2 * HOUR)
-        assert broker.handled == broker.dead == []
+        assert not broker.handled and not broker.dead
         assert [(event.kind, event.reason) for event in broker.failures] == [("dropped", "expired")]
 
         manager.send(jobs, {"n": 2}, message_id="one")
