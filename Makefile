@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml | $(VENV)/bin/python
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "installing brokerkit and the libraries of the demo into $(VENV), once ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli]' --group demo
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,rabbitmq]' --group demo
 	@touch $@
 
 # BROKER and OUT travel in the environment, where no list of processes shows a password.

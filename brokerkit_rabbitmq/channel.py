@@ -70,25 +70,19 @@ class Channel:
 
     async def close(self) -> None:
         """Close the channel; what it holds unsettled goes back.  No-op when it is closed.  Raises nothing."""
-        if self.error is not None:
-            return
-        closing = self._start_closing()
-        try:
-            await self.connection.answered(closing)
-        except BrokerError:
-            pass  # it ended with its connection
-        finally:
-            if closing.done():
-                self._closed(closing)
+        if self.error is None:
+            await self.connection.answered(self._start_closing())
 
     def close_soon(self) -> None:
         """Close the channel without waiting for the broker.  No-op when it is closed."""
         if self.error is None:
-            self._start_closing().add_done_callback(self._closed)
+            self._start_closing()
 
     def _start_closing(self) -> asyncio.Future[Any]:
         closing = self.start(spec.Channel.Close(200, "", 0, 0), spec.Channel.CloseOk)
         self.error = Closed("the channel is closed", backend=NAME)
+        # Also when nobody waits for it any more: until then its number is in use.
+        closing.add_done_callback(self._closed)
         return closing
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:
@@ -108,7 +102,11 @@ class Channel:
         known = spec.methods.get(method_id)
         if known is None:
             raise ValueError(f"unknown method {method_id:#x}")
-        method = known().decode(data, start + 4)
+        try:
+            method = known().decode(data[start + 4 : stop])
+        except Exception as exc:
+            # pika raises whatever the bytes lead it to; its text may quote them.
+            raise ValueError(f"a malformed {known.NAME} ({type(exc).__name__})") from exc
         if isinstance(method, spec.Channel.Close):
             self.connection.write(frame.Method(self.number, spec.Channel.CloseOk()).marshal())
             self.connection.forget(self)

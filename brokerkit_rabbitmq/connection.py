@@ -139,6 +139,9 @@ class RabbitMQConnection:
             offers |= {Capability.DELAYED_SEND}
         if names.has_priorities(topic):
             offers |= {Capability.STRICT_PRIORITY}
+        if names.topic_keys(topic).exchange == "":
+            # Nothing can be bound to the default exchange.
+            offers -= {Capability.BROADCAST}
         if not names.can_order(topic):
             offers -= {Capability.ORDERED, Capability.ORDERED_BY_KEY}
         return offers
@@ -237,7 +240,7 @@ class RabbitMQConnection:
         queue = self._names.dead_queue_name(topic, group)
         source = GroupSource(topic, group, queue=queue, exchange="", untagged="", prefetch=0)
         reader = DeadLetterReader(
-            self._consuming,
+            self._link(f"reading {queue}"),
             queue,
             Decoder(source),
             ids=None if ids is None else frozenset(ids),

@@ -101,8 +101,9 @@ class RabbitMQConsumer:
             old = self._channel
             if old is not None:
                 await self._watch(old)
-                # What was delivered on it comes again.
+                # What was delivered on it comes again, and so does what still comes on it.
                 self._channel = None
+                self._generation += 1
                 self._buffer.clear()
             try:
                 await self._subscribe()

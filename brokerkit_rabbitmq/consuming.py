@@ -16,11 +16,15 @@ from brokerkit_rabbitmq.frames import DELIVER, ack_frame, nack_frame
 if TYPE_CHECKING:
     from brokerkit_rabbitmq.protocol import Amqp
 
-__all__ = ["ConsumeChannel"]
+__all__ = ["IN_ORDER", "ConsumeChannel"]
 
 _U64 = struct.Struct(">Q")
 #: basic.qos counts in 16 bits; 0 would mean "no limit".
 _MOST_PREFETCH = 65535
+#: A quorum queue takes back so many messages of one nack in their order: more are in an Erlang map, which has none.
+#: And of so many nacks: what comes while 32 of them are under way is put together in one (3.10.8).
+_RETURNED = 32
+IN_ORDER = _RETURNED * 16
 
 
 class ConsumeChannel(Channel):
@@ -45,11 +49,11 @@ class ConsumeChannel(Channel):
         self._last = 0
         self._settled: set[int] = set()
 
-    async def consume(self, queue: str, prefetch: int, *, exclusive: bool = False) -> None:
+    async def consume(self, queue: str, prefetch: int) -> None:
         """Begin to receive.  Raise `TopicNotFound` when there is no such queue."""
         self._prefetch = min(prefetch, _MOST_PREFETCH)
         await self.synchronise()
-        answer = await self.call(spec.Basic.Consume(0, queue, exclusive=exclusive), spec.Basic.ConsumeOk)
+        answer = await self.call(spec.Basic.Consume(0, queue), spec.Basic.ConsumeOk)
         self._consumer_tag = answer.consumer_tag
 
     @property
@@ -78,11 +82,7 @@ class ConsumeChannel(Channel):
         fresh, repeated = self._take(tags)
         if not fresh:
             return repeated
-        low, settled = self._low, self._settled
-        while low + 1 in settled:
-            low += 1
-            settled.discard(low)
-        self._low = low
+        low = self._low
         # The broker must still know the tag of a "multiple", so it is one of those that are settled now.
         covered = max((tag for tag in fresh if tag <= low), default=0)
         frames = [ack_frame(self.number, tag, False) for tag in fresh if tag > low]
@@ -103,6 +103,27 @@ class ConsumeChannel(Channel):
         if self.error is None:
             # Tag 0 stands for all of them (specification of basic.nack).
             self.connection.write(nack_frame(self.number, 0, multiple=True))
+            self._low = self._last
+            self._settled.clear()
+
+    def release_oldest(self, count: int) -> int:
+        """Give back up to ``count`` of the oldest deliveries that are not settled, in their order; return how many.
+
+        ``count`` is at most `IN_ORDER`, and the queue must have taken back the ones before.
+        """
+        tags = []
+        for tag in range(self._low + 1, self._last + 1):
+            if tag not in self._settled:
+                tags.append(tag)
+                if len(tags) == count:
+                    break
+        frames = [nack_frame(self.number, tag, multiple=True) for tag in tags[_RETURNED - 1 :: _RETURNED]]
+        if len(tags) % _RETURNED:
+            frames.append(nack_frame(self.number, tags[-1], multiple=True))
+        if frames:
+            self.connection.write(b"".join(frames))
+            self._take(tags)
+        return len(tags)
 
     def is_settled(self, tag: int) -> bool:
         """Return whether the delivery was acknowledged or given back."""
@@ -119,13 +140,20 @@ class ConsumeChannel(Channel):
                 fresh.append(tag)
             else:
                 repeated += 1
+        while low + 1 in settled:
+            low += 1
+            settled.discard(low)
+        self._low = low
         return fresh, repeated
 
     # --- coming in ---
 
     def content(self, method_id: int, method: bytes, header: bytes, body: bytes) -> None:
-        if method_id != DELIVER or self.error is not None:
-            return
+        if method_id == DELIVER and self.error is None:
+            self.take(method, header, body)
+
+    def take(self, method: bytes, header: bytes, body: bytes) -> None:
+        """Hand on one message; ``method`` is laid out as basic.deliver."""
         start = 1 + method[0]
         (tag,) = _U64.unpack_from(method, start)
         self._last = tag

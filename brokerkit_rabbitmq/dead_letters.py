@@ -8,27 +8,36 @@ acknowledged: then their order stays.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pika import spec
 
-from brokerkit.errors import AccessRefused, BrokerError, BrokerUnavailable, Closed
+from brokerkit.errors import BrokerError, BrokerUnavailable, Closed
 from brokerkit.spi import Clock, Inbound, wait
-from brokerkit_rabbitmq.consuming import ConsumeChannel
+from brokerkit_rabbitmq.channel import Channel
+from brokerkit_rabbitmq.consuming import IN_ORDER, ConsumeChannel
 from brokerkit_rabbitmq.decoding import Decoder
 from brokerkit_rabbitmq.errors import NAME
 from brokerkit_rabbitmq.link import Link
 
 __all__ = ["DeadLetterReader"]
 
-#: Seconds between two looks whether another reader is done.
+#: Messages that one consumer takes: a quorum queue gives it no more before some are settled (3.10.8).
+_SHARE = 2000
+#: Seconds between two looks whether another reader is done, and whether what was given back is there again.
 _PAUSE = 0.2
+_SHORT_PAUSE = 0.01
+_LOCKED = "RESOURCE_LOCKED"
 
 
 class DeadLetterReader:
-    """A `brokerkit.spi.ConsumerDriver` of dead letters; `open` before anything else."""
+    """A `brokerkit.spi.ConsumerDriver` of dead letters; `open` before anything else.
+
+    Readers exclude each other by a queue that belongs to one connection only; the link is the reader's own.
+    """
 
     def __init__(
         self,
@@ -48,69 +57,70 @@ class DeadLetterReader:
         self._clock = clock
         self._timeout = timeout
         self._on_close = on_close
-        self._channel: ConsumeChannel | None = None
+        #: Each holds up to `_SHARE` of the messages, the oldest ones first.
+        self._channels: list[ConsumeChannel] = []
+        self._arrived: asyncio.Future[None] | None = None
         #: All dead letters, the oldest first, and those of them that were asked for and not handed out.
         self._held: list[Inbound] = []
         self._chosen: deque[Inbound] = deque()
-        self._arrived: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Take all dead letters.  Raise `TopicNotFound`, or `BrokerUnavailable` when another reader does not end."""
-        deadline = self._clock.monotonic() + self._timeout
-        while True:
-            try:
-                await self._take_all()
-                break
-            except AccessRefused as error:
-                # That is how the broker refuses a second exclusive consumer.
-                if "exclusive" not in error.message:
-                    raise
-                if self._clock.monotonic() >= deadline:
-                    raise BrokerUnavailable(
-                        f"somebody else reads {self._queue!r} at the moment: {error.message}", backend=NAME
-                    ) from error
-            await self._clock.sleep(_PAUSE)
+        await self._link.open()
+        await self._exclude_others()
+        # One consumer after the other, until nothing is left; when the last one ends nobody receives any more.
+        while ready := await self._ready():
+            await self._take(min(ready, _SHARE))
+        for channel in self._channels:
+            await channel.cancel()
         ids = self._ids
         self._chosen.extend(one for one in self._held if ids is None or one.message_id in ids)
 
-    async def _take_all(self) -> None:
-        channel = await self._link.open_channel(self._timeout, ConsumeChannel, self._deliver)
-        try:
-            declare = spec.Queue.Declare(0, self._queue, passive=True)
-            # An exclusive consumer first: from then on nobody else takes or gives back.
-            await channel.consume(self._queue, 0, exclusive=True)
-            self._channel = channel
-            # What is ready and what is on its way to us already.
-            count = (await channel.call(declare, spec.Queue.DeclareOk)).message_count
-            while len(self._held) < count or await self._more(channel, declare):
-                await self._wait_for_one(channel)
-        except BaseException:
-            self._channel = None
-            self._held.clear()
-            await channel.close()
-            raise
+    async def _exclude_others(self) -> None:
+        # Names of queues have 255 bytes at most; that of an adopted one may have as many.
+        name = f"bk.reader.{hashlib.sha256(self._queue.encode()).hexdigest()[:32]}"
+        declare = spec.Queue.Declare(0, name, exclusive=True, auto_delete=True)
+        deadline = self._clock.monotonic() + self._timeout
+        while True:
+            channel = await self._link.open_channel(self._timeout, Channel)
+            try:
+                await channel.call(declare, spec.Queue.DeclareOk)
+                return
+            except BrokerError as error:
+                if _LOCKED not in error.message:
+                    raise
+                if self._clock.monotonic() >= deadline:
+                    raise BrokerUnavailable(
+                        f"somebody else reads {self._queue!r} at the moment", backend=NAME
+                    ) from error
+            finally:
+                await channel.close()
+            await self._clock.sleep(_PAUSE)
 
-    async def _more(self, channel: ConsumeChannel, declare: Any) -> bool:
-        """Return whether messages are still ready in the queue."""
-        ready: int = (await channel.call(declare, spec.Queue.DeclareOk)).message_count
-        return ready > 0
+    async def _ready(self) -> int:
+        async with self._link.scratch(self._timeout) as channel:
+            answer = await channel.call(spec.Queue.Declare(0, self._queue, passive=True), spec.Queue.DeclareOk)
+        return int(answer.message_count)
 
-    async def _wait_for_one(self, channel: ConsumeChannel) -> None:
-        arrived = self._arrived = asyncio.get_running_loop().create_future()
-        try:
-            came = await wait(self._clock, arrived, self._timeout)
-        finally:
-            self._arrived = None
-        if channel.error is not None:
-            raise channel.error
-        if not came:
-            raise BrokerUnavailable(f"{self._queue!r} could not be read to its end", backend=NAME)
+    async def _take(self, count: int) -> None:
+        number = len(self._channels)
 
-    def _deliver(self, tag: int, redelivered: bool, address: bytes, method: bytes, header: bytes, body: bytes) -> None:
-        self._held.append(self._decoder.decode((0, tag), redelivered, address, method, header, body))
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
+        def deliver(tag: int, redelivered: bool, address: bytes, method: bytes, header: bytes, body: bytes) -> None:
+            self._held.append(self._decoder.decode((number, tag), redelivered, address, method, header, body))
+            if self._arrived is not None and not self._arrived.done():
+                self._arrived.set_result(None)
+
+        channel = await self._link.open_channel(self._timeout, ConsumeChannel, deliver)
+        self._channels.append(channel)
+        before = len(self._held)
+        await channel.consume(self._queue, _SHARE)
+        while len(self._held) < before + count:
+            arrived = self._arrived = asyncio.get_running_loop().create_future()
+            if not await wait(self._clock, arrived, self._timeout):
+                raise BrokerUnavailable(f"{self._queue!r} could not be read to its end", backend=NAME)
+            if channel.error is not None:
+                raise channel.error
 
     def oldest(self, limit: int) -> Sequence[Inbound]:
         """Return up to ``limit`` of the dead letters."""
@@ -120,24 +130,30 @@ class DeadLetterReader:
 
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Inbound]:
         """Return the next ones that were asked for; () when none is left."""
-        if self._closed is not None or self._channel is None:
+        if self._closed is not None:
             raise Closed("the dead letters are closed", backend=NAME)
-        if self._channel.error is not None:
-            raise BrokerUnavailable(self._channel.error.message, backend=NAME)
+        for channel in self._channels:
+            if channel.error is not None:
+                raise BrokerUnavailable(channel.error.message, backend=NAME)
         return [self._chosen.popleft() for _ in range(min(max_messages, len(self._chosen)))]
 
     async def ack(self, messages: Sequence[Inbound]) -> None:
         """Remove them for good."""
-        if self._channel is not None and self._channel.error is None:
-            self._channel.ack([message.token[1] for message in messages])
+        for message in messages:
+            number, tag = message.token
+            if self.live(message):
+                self._channels[number].ack([tag])
 
     async def release(self, messages: Sequence[Inbound]) -> None:
         """Leave them where they are: all that is not acknowledged goes back together."""
 
     def live(self, message: Inbound) -> bool:
         """Return whether the dead letter is still held."""
-        channel = self._channel
-        return channel is not None and channel.error is None and not channel.is_settled(message.token[1])
+        number, tag = message.token
+        if self._closed is not None:
+            return False
+        channel = self._channels[number]
+        return channel.error is None and not channel.is_settled(tag)
 
     async def aclose(self) -> None:
         """Give back what was not acknowledged, in its order.  Idempotent."""
@@ -146,16 +162,26 @@ class DeadLetterReader:
                 await asyncio.wait((self._closed,))
             return
         self._closed = asyncio.get_running_loop().create_future()
-        channel, self._channel = self._channel, None
         try:
-            if channel is not None and channel.error is None:
-                await channel.cancel()
-                channel.release_all()
-                await channel.close()
+            await self._give_back()
         except BrokerError:
             pass  # the link broke, which gives everything back too
         finally:
             self._held.clear()
             self._chosen.clear()
+            await self._link.aclose()
             self._on_close(self)
             self._closed.set_result(None)
+
+    async def _give_back(self) -> None:
+        """Put back what is not acknowledged, the oldest first; return when it is there for the next reader."""
+        for channel in self._channels:
+            while channel.error is None:
+                before = await self._ready()
+                released = channel.release_oldest(IN_ORDER)
+                if not released:
+                    break
+                # A quorum queue takes them back some time after it was told to.
+                deadline = self._clock.monotonic() + self._timeout
+                while await self._ready() < before + released and self._clock.monotonic() < deadline:
+                    await self._clock.sleep(_SHORT_PAUSE)

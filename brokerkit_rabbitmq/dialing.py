@@ -94,9 +94,15 @@ class Dialer:
         if self._credentials is None:
             password = settings.password.get_secret_value() if settings.password is not None else "guest"
             return settings.user if settings.user is not None else "guest", password
-        answer = self._credentials()
-        if inspect.isawaitable(answer):
-            answer = await answer
+        try:
+            answer = self._credentials()
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except BrokerError:
+            raise
+        except Exception as exc:
+            # Not its text, which may hold what it failed with.  The link tries again.
+            raise BrokerUnavailable(f"credentials raised {type(exc).__name__}", backend=NAME) from exc
         if not (isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, str) for part in answer)):
             # Not shown: it may hold a password.
             raise ConfigurationError("credentials must return a tuple (user, password) of texts", backend=NAME)

@@ -62,7 +62,8 @@ class Lane:
         if not self._waiting or self._closed:
             return
         if channel is None:
-            if self._opening is None and self._link.amqp is not None:
+            amqp = self._link.amqp
+            if self._opening is None and amqp is not None and amqp.may_write:
                 self._opening = asyncio.get_running_loop().create_task(self._open(), name=f"brokerkit-lane-{self.name}")
         elif channel.connection.may_write and len(channel.unconfirmed) <= self._resume:
             self._write_waiting(channel)
@@ -79,11 +80,14 @@ class Lane:
                 batch.settle(index, error)
 
     async def _open(self) -> None:
+        amqp = None
         try:
-            channel = await self._link.open_channel(self._timeout, PublishChannel, self._window, self.stir)
+            amqp = await self._link.ready(self._timeout)
+            channel = await amqp.open_channel(PublishChannel, self._window, self.stir)
             await channel.select()
         except BrokerError as error:
-            if not error.retryable:
+            if not error.retryable or (amqp is not None and amqp.error is None):
+                # The link is up and gives no channel: trying again at once would not help.
                 self._fail(error)
             # Otherwise the link comes up again, or the time of what waits is up.
         else:
@@ -112,11 +116,11 @@ class Lane:
             self._channel.close_soon()
 
     async def aclose(self) -> None:
-        """Close the channel."""
+        """Close the channel, whose answers are all there; a broker that blocks us would not answer."""
         self._closed = True
         opening = self._opening
         if opening is not None:
             opening.cancel()
             await asyncio.wait((opening,))
         if self._channel is not None:
-            await self._channel.close()
+            self._channel.close_soon()

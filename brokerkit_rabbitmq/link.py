@@ -74,6 +74,9 @@ class Link:
         self._patience: Timer | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._up: asyncio.Future[None] | None = None
+        #: Most seconds before the next try to connect; grows until a connection has lasted.
+        self._pause = reconnecting.first_pause
+        self._since = 0.0
 
     # --- using ---
 
@@ -106,12 +109,14 @@ class Link:
         try:
             yield channel
         finally:
-            await channel.close()
+            channel.close_soon()
 
     async def ping(self, timeout: float) -> None:
         """Return when the broker answered; raise `BrokerUnavailable` after ``timeout`` seconds."""
         deadline = self._clock.monotonic() + timeout
         amqp = await self.ready(timeout)
+        if amqp.blocked is not None:
+            raise BrokerUnavailable(f"{amqp.peer} blocks publishers: {amqp.blocked}", backend=NAME)
         # The control channel answers nothing while the broker is not heard; a channel of its own needs no permission.
         asking = asyncio.get_running_loop().create_task(_ask(amqp), name="brokerkit-rabbitmq-ping")
         try:
@@ -157,6 +162,7 @@ class Link:
     def _came_up(self, amqp: Amqp) -> None:
         self.epoch += 1
         self.amqp = amqp
+        self._since = self._clock.monotonic()
         amqp.on_change = self._changed
         up, self._up = self._up, None
         if up is not None and not up.done():
@@ -205,11 +211,13 @@ class Link:
 
     async def _reconnect(self) -> None:
         how = self._reconnecting
-        pause = how.first_pause
+        if self._clock.monotonic() - self._since >= how.longest_pause:
+            # A connection that the broker ends as soon as it is used does not count.
+            self._pause = how.first_pause
         while not self.closed:
             # All clients of a broker lose it together; without jitter they would all come back together.
-            await self._clock.sleep(random.uniform(0, pause))
-            pause = min(pause * 2, how.longest_pause)
+            await self._clock.sleep(random.uniform(0, self._pause))
+            self._pause = min(self._pause * 2, how.longest_pause)
             try:
                 await self._connect()
             except BrokerError as error:

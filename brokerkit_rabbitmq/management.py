@@ -10,13 +10,13 @@ import re
 import ssl
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from brokerkit_rabbitmq.settings import Address, RabbitMQSettings
 
 __all__ = ["Management", "ManagementUnavailable"]
 
-_MANAGEMENT_PORT = 15672
+_MANAGEMENT_PORT, _MANAGEMENT_TLS_PORT = 15672, 15671
 #: Seconds for one request.
 _TIMEOUT = 5.0
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -31,16 +31,19 @@ class Management:
 
     def __init__(self, settings: RabbitMQSettings, addresses: Sequence[Address]) -> None:
         self._vhost = settings.vhost or "/"
-        self._urls = _urls(settings, addresses)
+        #: Where it is asked, in this order; they may hold a login.
+        self.urls = _urls(settings, addresses)
         self._prometheus = settings.prometheus_url
-        user = settings.user if settings.user is not None else "guest"
-        password = settings.password.get_secret_value() if settings.password is not None else "guest"
-        self._login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._settings = settings
+        self._login: str | None = None
+        if settings.credentials is None and settings.mechanism == "PLAIN":
+            user = settings.user if settings.user is not None else "guest"
+            self._login = _basic(user, settings.password.get_secret_value() if settings.password else "guest")
 
     @property
     def offered(self) -> bool:
         """Whether there is an address to ask at all."""
-        return bool(self._urls)
+        return bool(self.urls)
 
     async def queue(self, name: str) -> dict[str, Any]:
         """Return messages_ready, messages_unacknowledged, consumers and type of a queue, as far as they are known.
@@ -81,7 +84,7 @@ class Management:
 
     async def _get(self, path: str) -> Any:
         reasons = []
-        for url in self._urls:
+        for url in self.urls:
             try:
                 return json.loads(await asyncio.to_thread(self._fetch, url, path, True))
             except ManagementUnavailable as exc:
@@ -93,15 +96,19 @@ class Management:
     def _fetch(self, url: str, path: str, login: bool) -> bytes:
         parts = urlsplit(url)
         host, port = parts.hostname or "127.0.0.1", parts.port
+        where = f"{parts.scheme}://{host}:{port}"
+        headers: dict[str, str] = {}
+        if login:
+            own = _basic(unquote(parts.username), unquote(parts.password or "")) if parts.username else self._login
+            if own is None:
+                raise ManagementUnavailable(f"{where} is not asked: nothing says how to log in; name a user in its URL")
+            headers["Authorization"] = f"Basic {own}"
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=context)
+            connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=self._tls())
         else:
             connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
-        where = f"{parts.scheme}://{host}:{port}"
         try:
-            headers = {"Authorization": f"Basic {self._login}"} if login else {}
             connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
             answer = connection.getresponse()
             body = answer.read()
@@ -113,13 +120,26 @@ class Management:
             raise ManagementUnavailable(f"{where} answers {answer.status} {answer.reason}")
         return body
 
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._settings.ca_file)
+        if not self._settings.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def _basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
+
 
 def _urls(settings: RabbitMQSettings, addresses: Sequence[Address]) -> list[str]:
     if settings.management_url is not None:
         return [url.strip() for url in settings.management_url.split(",") if url.strip()]
-    # Only where AMQP is at its usual port may the API be expected at its own.
+    # Only where AMQP is at its usual port may the API be expected at its own.  A password that travels encrypted to the
+    # broker does so here too.
+    scheme, port = ("https", _MANAGEMENT_TLS_PORT) if settings.tls else ("http", _MANAGEMENT_PORT)
     return [
-        f"http://{f'[{one.host}]' if ':' in one.host else one.host}:{_MANAGEMENT_PORT}"
+        f"{scheme}://{f'[{one.host}]' if ':' in one.host else one.host}:{port}"
         for one in addresses
         if one.port in (5671, 5672)
     ]

@@ -12,10 +12,14 @@ whole seconds.  Headers hold the rest: the user's own under their names, the cor
 ``bk-long``    JSON: properties of more than 255 bytes
 ``bk-hidden``  JSON: user headers whose names RabbitMQ interprets, fills itself or cannot take
 =============  ==================================================================================================
+
+``bk-foreign`` does not travel: it is how what a foreign sender wrote and the SPI has no place for, such as headers
+that are numbers, gets from a received message into its retry, for the peers that read the same queue.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import struct
@@ -25,13 +29,14 @@ from typing import Any
 from brokerkit.errors import PayloadError
 from brokerkit.spi import Inbound, Outbound
 from brokerkit_rabbitmq.errors import NAME
-from brokerkit_rabbitmq.properties import TRANSIENT, Properties, encode_properties, fits
+from brokerkit_rabbitmq.properties import LENGTH, TRANSIENT, Properties, TooLong, encode_properties, fits
 from brokerkit_rabbitmq.tables import SHORT, encode_field
 
 __all__ = ["SEQ", "encode_message", "fill_inbound", "sequence_of"]
 
 SEQ = "bk-seq"
 _KEY, _TAG, _DUE, _TIME, _LONG, _HIDDEN = "bk-key", "bk-tag", "bk-due", "bk-time", "bk-long", "bk-hidden"
+_FOREIGN = "bk-foreign"
 
 #: Names that RabbitMQ gives a meaning (CC, BCC, those of delays) or writes itself (x-death, the counters of quorum
 #: queues, what the shovel and the federation add).
@@ -40,8 +45,9 @@ _BROKERS = re.compile(
     r"|x-received-from|x-shovelled.*|x-match)",
 )
 _U32 = struct.Struct(">I")
-#: name, type "l"
+#: Name and type: "l" is 64 bits, "S" a long string.
 _SEQ_FIELD = bytes((len(SEQ),)) + SEQ.encode() + b"l"
+_TIME_FIELD = bytes((len(_TIME),)) + _TIME.encode() + b"S"
 _I64 = struct.Struct(">q")
 #: Short strings of the property list that a message of the SPI has.
 _SHORT_FIELDS = ("message_id", "content_type", "correlation_id", "reply_to", "type")
@@ -55,10 +61,11 @@ def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ..
     ``routing_keys`` are further keys that exchanges look at (``CC``).  Raise `PayloadError` for options that RabbitMQ
     has not.
     """
-    fields = [b"", _SEQ_FIELD, _I64.pack(sequence)]
+    fields = [_SEQ_FIELD, _I64.pack(sequence)]
     stamp = message.timestamp
     if stamp > 0:
-        fields.append(_text_field(_TIME, repr(stamp)))
+        text = repr(stamp).encode()
+        fields += (_TIME_FIELD, _U32.pack(len(text)), text)
     if message.key is not None:
         fields.append(_text_field(_KEY, message.key))
     if message.tag is not None:
@@ -67,20 +74,32 @@ def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ..
         fields.append(_text_field(_DUE, repr(message.due)))
     if routing_keys:
         fields.append(encode_field("CC", routing_keys))
-    if message.headers:
-        _add_headers(fields, message.headers)
+    encoding = _add_headers(fields, message.headers) if message.headers else None
+    extra = _native(message.native, fields) if message.native else {}
+    try:
+        return encode_properties(
+            _table(fields),
+            message_id=message.message_id,
+            content_type=message.content_type,
+            content_encoding=encoding,
+            correlation_id=message.correlation_id,
+            reply_to=message.reply_to,
+            type=message.type,
+            priority=message.priority,
+            timestamp=stamp,
+            **extra,
+        )
+    except TooLong:
+        pass
     texts: dict[str, str | None] = {name: getattr(message, name) for name in _SHORT_FIELDS}
     long = {name: text for name, text in texts.items() if text is not None and not fits(text)}
-    if long:
-        texts |= dict.fromkeys(long)
-        fields.append(_text_field(_LONG, json.dumps(long)))
-    extra = _native(message.native, fields) if message.native else {}
-    size = sum(map(len, fields))
-    fields[0] = _U32.pack(size)
+    fields.append(_text_field(_LONG, json.dumps(long)))
+    texts |= dict.fromkeys(long)
     return encode_properties(
-        b"".join(fields),
+        _table(fields),
         message_id=texts["message_id"],
         content_type=texts["content_type"],
+        content_encoding=encoding,
         correlation_id=texts["correlation_id"],
         reply_to=texts["reply_to"],
         type=texts["type"],
@@ -90,20 +109,33 @@ def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ..
     )
 
 
+def _table(fields: list[bytes]) -> bytes:
+    table = b"".join(fields)
+    return _U32.pack(len(table)) + table
+
+
 def _text_field(name: str, value: str) -> bytes:
     raw, text = name.encode(), value.encode()
-    return b"%c%bS%b%b" % (len(raw), raw, _U32.pack(len(text)), text)
+    return b"".join((LENGTH[len(raw)], raw, b"S", _U32.pack(len(text)), text))
 
 
-def _add_headers(fields: list[bytes], headers: Mapping[str, str]) -> None:
+def _add_headers(fields: list[bytes], headers: Mapping[str, str]) -> str | None:
+    """Add the headers; return the content encoding, which only a foreign message has."""
     hidden: dict[str, str] = {}
+    foreign = json.loads(headers[_FOREIGN]) if _FOREIGN in headers else None
+    typed: Mapping[str, str] = foreign["headers"] if foreign is not None else {}
     for name, value in headers.items():
-        if len(name.encode()) > SHORT or (name[:1] in ("x", "C", "B") and _BROKERS.fullmatch(name)):
+        if name in typed:
+            fields.append(base64.b64decode(typed[name]))
+        elif name == _FOREIGN:
+            continue
+        elif len(name.encode()) > SHORT or (name[:1] in ("x", "C", "B") and _BROKERS.fullmatch(name)):
             hidden[name] = value
         else:
             fields.append(_text_field(name, value))
     if hidden:
         fields.append(_text_field(_HIDDEN, json.dumps(hidden)))
+    return foreign["content_encoding"] if foreign is not None else None
 
 
 def _native(native: Mapping[str, Any], fields: list[bytes]) -> dict[str, Any]:
@@ -164,15 +196,31 @@ def fill_inbound(inbound: Inbound, properties: Properties, routed_tag: str | Non
     if properties.timestamp is not None:
         inbound.timestamp = float(properties.timestamp)
     raw = properties.headers
+    encoding = properties.content_encoding
     if raw is None:
         inbound.tag = routed_tag
+        if encoding is not None:
+            inbound.headers = {_FOREIGN: _foreign({}, encoding)}
         return
     ours = raw.pop(SEQ, None) is not None
+    stamp = raw.pop(_TIME, None)
+    if stamp is not None:
+        inbound.timestamp = _number(stamp, inbound.timestamp)
+    if raw or encoding is not None:
+        _fill_headers(inbound, raw, encoding)
+    if inbound.tag is None and not ours:
+        inbound.tag = routed_tag
+
+
+def _fill_headers(inbound: Inbound, raw: Mapping[str, Any], encoding: str | None) -> None:
     headers: dict[str, str] = {}
+    typed: dict[str, Any] = {}
     for name, value in raw.items():
         if type(value) is not str:
             if name == "CC" or _BROKERS.fullmatch(name):
                 continue
+            if name[:3] != "bk-":
+                typed[name] = value
             value = _as_text(value)
         if name[:3] == "bk-":
             if name in _OWN:
@@ -180,23 +228,35 @@ def fill_inbound(inbound: Inbound, properties: Properties, routed_tag: str | Non
         elif name[:1] in ("x", "C", "B") and _BROKERS.fullmatch(name):
             continue
         headers[name] = value
-    stamp = raw.get(_TIME)
-    if stamp is not None:
-        inbound.timestamp = _number(stamp, inbound.timestamp)
     inbound.key = _text(raw.get(_KEY))
-    inbound.tag = _text(raw.get(_TAG)) or (None if ours else routed_tag)
+    inbound.tag = _text(raw.get(_TAG)) or None
     if _DUE in raw:
         inbound.due = _number(raw[_DUE], None)
     if _HIDDEN in raw:
-        headers.update(_texts(raw[_HIDDEN]))
+        # Headers of ours are never hidden: those that are would be a foreign sender's.
+        headers |= {name: text for name, text in _texts(raw[_HIDDEN]).items() if name[:3].lower() != "bk-"}
     if _LONG in raw:
         for name, text in _texts(raw[_LONG]).items():
             if name in _SHORT_FIELDS:
                 setattr(inbound, name, text)
+    if typed or encoding is not None:
+        headers[_FOREIGN] = _foreign(typed, encoding)
     inbound.headers = headers
 
 
-_OWN = frozenset({SEQ, _KEY, _TAG, _DUE, _TIME, _LONG, _HIDDEN})
+_OWN = frozenset({_KEY, _TAG, _DUE, _LONG, _HIDDEN, _FOREIGN})
+
+
+def _foreign(typed: Mapping[str, Any], encoding: str | None) -> str:
+    """Return what `_add_headers` needs to write headers and content encoding as a foreign sender wrote them."""
+    fields: dict[str, str] = {}
+    for name, value in typed.items():
+        try:
+            fields[name] = base64.b64encode(encode_field(name, value)).decode()
+        except (TypeError, ValueError):
+            # Some can be read and not written; they travel on as texts.
+            continue
+    return json.dumps({"headers": fields, "content_encoding": encoding})
 
 
 def _text(value: object) -> str | None:
@@ -227,4 +287,8 @@ def _texts(value: object) -> dict[str, str]:
 def _as_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) else json.dumps(value, default=_as_plain)
+
+
+def _as_plain(value: object) -> str:
+    return _as_text(value) if isinstance(value, bytes) else str(value)

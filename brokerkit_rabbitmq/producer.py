@@ -18,7 +18,7 @@ from brokerkit.errors import (
     TopicNotFound,
     Unroutable,
 )
-from brokerkit.spi import Clock, Outbound, Timer, ToDead, ToGroup, ToInbox, TopicSpec, ToTopic
+from brokerkit.spi import Clock, Outbound, Timer, ToDead, ToGroup, ToInbox, TopicSpec, ToTopic, wait
 from brokerkit_rabbitmq.errors import NAME
 from brokerkit_rabbitmq.lane import Lane
 from brokerkit_rabbitmq.link import Link
@@ -80,6 +80,7 @@ class RabbitMQProducer:
         #: Batches in the order of their deadlines, which is the order of the calls.
         self._batches: deque[Batch] = deque()
         self._alarm: Timer | None = None
+        self._preparing: set[asyncio.Task[None]] = set()
         link.listeners.append(self._link_changed)
 
     # --- sending ---
@@ -95,24 +96,29 @@ class RabbitMQProducer:
         self._batches.append(batch)
         if self._alarm is None:
             self._alarm = self._clock.call_later(timeout, self._time_is_up)
-        largest = self._limits.max_message_size
-        for index, message in enumerate(messages):
-            try:
-                if len(message.body) > largest:
-                    raise MessageTooLarge(
-                        f"the body has {len(message.body)} bytes, max_message_size is {largest}", backend=NAME
-                    )
-                if message.due is None or message.due <= self._clock.time():
-                    self._now(message, batch, index)
-                else:
-                    await self._later(message, message.due, batch, index)
-            except BrokerError as error:
-                batch.settle(index, error)
-        await batch.done
+        try:
+            for index, message in enumerate(messages):
+                try:
+                    if message.due is None or message.due <= self._clock.time():
+                        self._now(message, batch, index)
+                    else:
+                        await self._later(message, message.due, batch, index)
+                except BrokerError as error:
+                    batch.settle(index, error)
+            await batch.done
+        except asyncio.CancelledError:
+            # What is not written yet never is.
+            batch.done.cancel()
+            raise
+        batches = self._batches
+        while batches and batches[0].done.done():
+            # At once, or the collector of garbage goes through what was sent in the last seconds again and again.
+            batches.popleft()
         # All of them have one now.
         return cast("list[BrokerError | None]", batch.outcomes)
 
     def _now(self, message: Outbound, batch: Batch, index: int) -> None:
+        self._check_size(message)
         destination = message.destination
         if type(destination) is ToTopic:
             route = self._topic_route(destination.topic, message)
@@ -123,7 +129,15 @@ class RabbitMQProducer:
             lane = self._open_lane(route.exchange)
         lane.add(message, route, batch, index)
 
+    def _check_size(self, message: Outbound) -> None:
+        largest = self._limits.max_message_size
+        if len(message.body) > largest:
+            raise MessageTooLarge(
+                f"the body has {len(message.body)} bytes, max_message_size is {largest}", backend=NAME
+            )
+
     async def _later(self, message: Outbound, due: float, batch: Batch, index: int) -> None:
+        self._check_size(message)
         if self._delays.refused is not None:
             raise ConfigurationError(
                 f"delays are not possible here: {self._delays.refused.message}", backend=NAME
@@ -133,17 +147,33 @@ class RabbitMQProducer:
             straight = self._topic_route(destination.topic, message)
             target = Target(self._names.due_exchange(destination.topic) or straight.exchange)
             keys = (straight.routing_key,) if straight.routing_key else ()
+            if not target.exchange:
+                # The default exchange: the key is the name of a queue, and each queue is a target of its own.
+                target, keys = Target("", straight.routing_key), ()
             if "~" in straight.routing_key:
                 raise PayloadError("a routing key with '~' cannot be delayed", backend=NAME)
         else:
             target, keys = Target("", self._queue_route(message).routing_key), ()
         # A retry may come a little later; everything else at its time.
         digits = digits_of(due - self._clock.time(), coarse=isinstance(destination, ToGroup))
-        if not self._delays.ready(digits, target):
-            await self._delays.prepare(digits, target)
+        if not self._delays.ready(digits, target) and not await self._prepared(digits, target, batch):
+            return
         exchange, routing_key = self._delays.wheel.entry(digits, target)
         lane = self._lanes.get(_WHEEL) or self._open_lane(_WHEEL)
         lane.add(message, Route(exchange, routing_key, keys=keys), batch, index)
+
+    async def _prepared(self, digits: tuple[int, ...], target: Target, batch: Batch) -> bool:
+        """Declare what the delay needs; return whether the batch still waits for it."""
+        preparing = asyncio.get_running_loop().create_task(
+            self._delays.prepare(digits, target), name="brokerkit-delay-declare"
+        )
+        self._preparing.add(preparing)
+        preparing.add_done_callback(self._preparing.discard)
+        # Not cancelled with the send: what is declared serves the next one.
+        preparing.add_done_callback(_see)
+        if await wait(self._clock, preparing, batch.deadline - self._clock.monotonic()):
+            preparing.result()
+        return not batch.done.done()
 
     # --- where to ---
 
@@ -240,7 +270,10 @@ class RabbitMQProducer:
                 self._alarm.cancel()
             if self._link_changed in self._link.listeners:
                 self._link.listeners.remove(self._link_changed)
-            await asyncio.gather(*(lane.aclose() for lane in self._lanes.values()))
+            preparing = tuple(self._preparing)
+            for task in preparing:
+                task.cancel()
+            await asyncio.gather(*(lane.aclose() for lane in self._lanes.values()), *preparing, return_exceptions=True)
             self._on_close(self)
 
 
@@ -252,6 +285,12 @@ def _nobody_wants(topic: str, key: str) -> BrokerError:
         topic=topic,
         backend=NAME,
     )
+
+
+def _see(task: asyncio.Task[None]) -> None:
+    """Look at how the task ended: whoever waited for it raises it, and if nobody did it is not a fault."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _no_queue(queue: str) -> BrokerError:

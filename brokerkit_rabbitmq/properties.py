@@ -11,7 +11,16 @@ from typing import Any
 
 from brokerkit_rabbitmq.tables import SHORT, decode_table
 
-__all__ = ["PERSISTENT", "TRANSIENT", "Properties", "decode_properties", "encode_properties", "fits"]
+__all__ = [
+    "LENGTH",
+    "PERSISTENT",
+    "TRANSIENT",
+    "Properties",
+    "TooLong",
+    "decode_properties",
+    "encode_properties",
+    "fits",
+]
 
 PERSISTENT = 2
 TRANSIENT = 1
@@ -35,10 +44,14 @@ _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
 #: Timestamps are less than this.
 _NO_TIME = 2.0**64
-#: One byte in front of a short string.
-_LENGTH = tuple(bytes((size,)) for size in range(SHORT + 1))
+#: The byte in front of a short string, by its length.
+LENGTH = tuple(bytes((size,)) for size in range(SHORT + 1))
 #: Names come again and again: 255 bytes of short string, decoded once.
 _MOST_KNOWN = 512
+
+
+class TooLong(ValueError):
+    """A text is no short string."""
 
 
 class Properties:
@@ -86,6 +99,7 @@ def encode_properties(
     *,
     message_id: str | None,
     content_type: str | None = None,
+    content_encoding: str | None = None,
     delivery_mode: int = PERSISTENT,
     priority: int = 0,
     correlation_id: str | None = None,
@@ -95,43 +109,51 @@ def encode_properties(
     user_id: str | None = None,
     app_id: str | None = None,
 ) -> bytes:
-    """Return flags and values; ``headers`` is an encoded table and every text is a short string that `fits`."""
+    """Return flags and values; ``headers`` is an encoded table.  Raise `TooLong` for a text that does not fit."""
     flags = HEADERS | DELIVERY_MODE
-    parts = [b"", headers, b"\x02" if delivery_mode == PERSISTENT else b"\x01"]
-    if content_type is not None:
-        flags |= CONTENT_TYPE
-        raw = content_type.encode()
-        parts.insert(1, _LENGTH[len(raw)] + raw)
-    if priority:
-        flags |= PRIORITY
-        parts.append(_LENGTH[priority])
-    if correlation_id is not None:
-        flags |= CORRELATION_ID
-        raw = correlation_id.encode()
-        parts.append(_LENGTH[len(raw)] + raw)
-    if reply_to is not None:
-        flags |= REPLY_TO
-        raw = reply_to.encode()
-        parts.append(_LENGTH[len(raw)] + raw)
-    if message_id is not None:
-        flags |= MESSAGE_ID
-        raw = message_id.encode()
-        parts.append(_LENGTH[len(raw)] + raw)
-    if 0 < timestamp < _NO_TIME:
-        flags |= TIMESTAMP
-        parts.append(_U64.pack(int(timestamp)))
-    if type is not None:
-        flags |= TYPE
-        raw = type.encode()
-        parts.append(_LENGTH[len(raw)] + raw)
-    if user_id is not None:
-        flags |= USER_ID
-        raw = user_id.encode()
-        parts.append(_LENGTH[len(raw)] + raw)
-    if app_id is not None:
-        flags |= APP_ID
-        raw = app_id.encode()
-        parts.append(_LENGTH[len(raw)] + raw)
+    parts = [b""]
+    try:
+        if content_type is not None:
+            flags |= CONTENT_TYPE
+            raw = content_type.encode()
+            parts += (LENGTH[len(raw)], raw)
+        if content_encoding is not None:
+            flags |= CONTENT_ENCODING
+            raw = content_encoding.encode()
+            parts += (LENGTH[len(raw)], raw)
+        parts += (headers, b"\x02" if delivery_mode == PERSISTENT else b"\x01")
+        if priority:
+            flags |= PRIORITY
+            parts.append(LENGTH[priority])
+        if correlation_id is not None:
+            flags |= CORRELATION_ID
+            raw = correlation_id.encode()
+            parts += (LENGTH[len(raw)], raw)
+        if reply_to is not None:
+            flags |= REPLY_TO
+            raw = reply_to.encode()
+            parts += (LENGTH[len(raw)], raw)
+        if message_id is not None:
+            flags |= MESSAGE_ID
+            raw = message_id.encode()
+            parts += (LENGTH[len(raw)], raw)
+        if 0 < timestamp < _NO_TIME:
+            flags |= TIMESTAMP
+            parts.append(_U64.pack(int(timestamp)))
+        if type is not None:
+            flags |= TYPE
+            raw = type.encode()
+            parts += (LENGTH[len(raw)], raw)
+        if user_id is not None:
+            flags |= USER_ID
+            raw = user_id.encode()
+            parts += (LENGTH[len(raw)], raw)
+        if app_id is not None:
+            flags |= APP_ID
+            raw = app_id.encode()
+            parts += (LENGTH[len(raw)], raw)
+    except IndexError:
+        raise TooLong(f"a property has more than {SHORT} bytes") from None
     parts[0] = _U16.pack(flags)
     return b"".join(parts)
 
@@ -190,4 +212,9 @@ def _short(data: bytes, offset: int) -> tuple[str, int]:
     stop = offset + 1 + data[offset]
     if stop > len(data):
         raise ValueError("a short string is longer than its frame")
-    return str(data[offset + 1 : stop], "utf-8", "replace"), stop
+    raw = data[offset + 1 : stop]
+    try:
+        # Half as long as with "replace".
+        return raw.decode(), stop
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace"), stop

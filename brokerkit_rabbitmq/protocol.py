@@ -70,6 +70,8 @@ class Amqp(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._rest = b""
         self._out: list[bytes] = []
+        #: Bytes in `_out`.
+        self._gathered = 0
         self._flushing = False
         self._channels: dict[int, Channel] = {}
         self._control = Control(self, 0)
@@ -115,9 +117,11 @@ class Amqp(asyncio.Protocol):
         numbers = []
         for part in text.split("."):
             digits = part[: len(part) - len(part.lstrip("0123456789"))]
-            if not digits:
+            if digits:
+                numbers.append(int(digits))
+            if digits != part:
+                # "4.3.0-rc.1"
                 break
-            numbers.append(int(digits))
         return tuple(numbers) or (0,)
 
     # --- channels ---
@@ -136,9 +140,8 @@ class Amqp(asyncio.Protocol):
         try:
             await channel.call(spec.Channel.Open(), spec.Channel.OpenOk)
         except BaseException:
-            # Its number may be used again only when the broker has forgotten it too.
-            if channel.error is None:
-                await asyncio.shield(channel.close())
+            # Its number may be used again only when the broker has forgotten it too; a cancelled caller goes at once.
+            channel.close_soon()
             raise
         return channel
 
@@ -151,9 +154,11 @@ class Amqp(asyncio.Protocol):
         """Wait for the reply to a call.
 
         A broker that does not answer in time is not heard any more: the connection is given up, with
-        `BrokerUnavailable`.
+        `BrokerUnavailable`.  One that blocks us answers when it reads again.
         """
-        if not await wait(self._clock, future, self._call_timeout):
+        while not await wait(self._clock, future, self._call_timeout):
+            if self.blocked is not None:
+                continue
             self.abort(BrokerUnavailable(f"no answer from {self.peer} in {self._call_timeout:g} s", backend=NAME))
 
     # --- writing ---
@@ -161,14 +166,24 @@ class Amqp(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Write ``data`` with all else that is written in this turn of the loop."""
         self._out.append(data)
-        if not self._flushing:
+        self._gathered += len(data)
+        if self._gathered > _WRITE_BUFFER:
+            # Now, so that writers learn in time that the socket is full.
+            self._flush()
+        elif not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
+
+    def write_now(self, data: bytes) -> None:
+        """Write ``data`` and what waits at once."""
+        self._out.append(data)
+        self._flush()
 
     def _flush(self) -> None:
         self._flushing = False
         out, self._out = self._out, []
-        if self._transport is not None and self.error is None:
+        self._gathered = 0
+        if out and self._transport is not None and self.error is None:
             self._spoke = True
             self._transport.write(b"".join(out))
 
@@ -184,6 +199,9 @@ class Amqp(asyncio.Protocol):
 
     async def close(self) -> None:
         """Close in good order; returns when it is over.  No-op when it is."""
+        if self.blocked is not None:
+            # Nobody reads what we would say.
+            self.abort(Closed("the connection is closed", backend=NAME))
         if self.error is None:
             closing = self._control.start(spec.Connection.Close(200, "", 0, 0), spec.Connection.CloseOk)
             try:
@@ -349,6 +367,9 @@ class Control(Channel):
             connection.write(frame.Method(0, spec.Connection.CloseOk()).marshal())
             connection.end_after_writing(close_error(method.reply_code, method.reply_text))
         elif isinstance(method, spec.Connection.Blocked):
-            connection.set_blocked(method.reason or "no reason given")
+            reason = method.reason
+            # pika leaves what is no UTF-8 as it is.
+            text = str(reason, "utf-8", "replace") if isinstance(reason, bytes) else reason
+            connection.set_blocked(text or "no reason given")
         elif isinstance(method, spec.Connection.Unblocked):
             connection.set_blocked(None)

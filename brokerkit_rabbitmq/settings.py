@@ -81,8 +81,8 @@ class RabbitMQSettings(BaseModel):
     management_url: str | None = Field(
         None,
         repr=False,  # it may hold a password
-        description="The management API, such as `http://host:15672`; tried on the hosts of the broker when not set; "
-        "an empty text switches it off.",
+        description="The management API, such as `http://host:15672`, also with a user of its own; tried on the hosts "
+        "of the broker when not set; an empty text switches it off.",
     )
     prometheus_url: str | None = Field(
         None,

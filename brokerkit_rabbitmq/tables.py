@@ -33,7 +33,7 @@ _FIXED = {
     ord("f"): struct.Struct(">f"),
     ord("d"): _F64,
 }
-_STRING, _BYTES, _TABLE, _ARRAY, _TIME, _NUMBER, _VOID = (ord(kind) for kind in "SxFATDV")
+_STRING, _LONG, _BYTES, _TABLE, _ARRAY, _TIME, _NUMBER, _VOID = (ord(kind) for kind in "SlxFATDV")
 #: What a field name, like every short string, may be long, in bytes.
 SHORT = 255
 #: Tables and arrays within each other; a frame has room for more than Python's stack has.
@@ -58,11 +58,35 @@ def _decode_table(data: bytes, offset: int, depth: int) -> tuple[dict[str, Any],
     table: dict[str, Any] = {}
     while offset < end:
         stop = offset + 1 + data[offset]
-        name = str(data[offset + 1 : stop], "utf-8", "replace")
-        table[name], offset = _decode_field(data, stop, depth)
+        try:
+            # Half as long as with "replace".
+            name = data[offset + 1 : stop].decode()
+        except UnicodeDecodeError:
+            name = data[offset + 1 : stop].decode("utf-8", "replace")
+        kind = data[stop]
+        # Nearly all fields are of these two kinds.
+        if kind == _STRING:
+            (size,) = _U32.unpack_from(data, stop + 1)
+            start = stop + 5
+            offset = start + size
+            table[name] = _text(data[start:offset], size)
+        elif kind == _LONG:
+            (table[name],) = _I64.unpack_from(data, stop + 1)
+            offset = stop + 9
+        else:
+            table[name], offset = _decode_field(data, stop, depth)
     if offset != end:
         raise ValueError("a field is longer than its table")
     return table, offset
+
+
+def _text(raw: bytes, size: int) -> str | bytes:
+    if len(raw) < size:
+        raise ValueError("a string is longer than its frame")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _decode_field(data: bytes, offset: int, depth: int) -> tuple[Any, int]:
@@ -72,14 +96,11 @@ def _decode_field(data: bytes, offset: int, depth: int) -> tuple[Any, int]:
         (size,) = _U32.unpack_from(data, offset)
         offset += 4
         raw = data[offset : offset + size]
+        if kind == _STRING:
+            return _text(raw, size), offset + size
         if len(raw) < size:
             raise ValueError("a string is longer than its frame")
-        if kind == _BYTES:
-            return raw, offset + size
-        try:
-            return raw.decode(), offset + size
-        except UnicodeDecodeError:
-            return raw, offset + size
+        return raw, offset + size
     fixed = _FIXED.get(kind)
     if fixed is not None:
         return fixed.unpack_from(data, offset)[0], offset + fixed.size
