@@ -115,6 +115,7 @@ class RabbitMQConsumer:
                 return
             except TopicNotFound as error:
                 # Whoever knows the declaration opens another consumer.
+                log.warning("%s is gone, and so is what was in it: %s", self._source.name, error)
                 self._fail(error)
                 return
             except AccessRefused as error:

@@ -74,7 +74,7 @@ class Link:
         self._patience: Timer | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._up: asyncio.Future[None] | None = None
-        #: Most seconds before the next try to connect; grows until a connection has lasted.
+        #: Most seconds before the next try to connect.
         self._pause = reconnecting.first_pause
         self._since = 0.0
 
@@ -205,15 +205,15 @@ class Link:
             self._patience.cancel()
             self._patience = None
         self.error = amqp.error or self.error
+        if not amqp.dismissed or self._clock.monotonic() - self._since >= self._reconnecting.longest_pause:
+            # Otherwise the broker ends each connection as soon as it is used, for a limit or a permission.
+            self._pause = self._reconnecting.first_pause
         if not self.closed:
             log.warning("the %s link is lost, connecting again: %s", self.role, self.error)
         self._notify()
 
     async def _reconnect(self) -> None:
         how = self._reconnecting
-        if self._clock.monotonic() - self._since >= how.longest_pause:
-            # A connection that the broker ends as soon as it is used does not count.
-            self._pause = how.first_pause
         while not self.closed:
             # All clients of a broker lose it together; without jitter they would all come back together.
             await self._clock.sleep(random.uniform(0, self._pause))

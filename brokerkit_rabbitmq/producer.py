@@ -103,6 +103,9 @@ class RabbitMQProducer:
                         self._now(message, batch, index)
                     else:
                         await self._later(message, message.due, batch, index)
+                        if batch.done.done():
+                            # Its time was up meanwhile: nothing more of it may be written.
+                            break
                 except BrokerError as error:
                     batch.settle(index, error)
             await batch.done
@@ -146,7 +149,9 @@ class RabbitMQProducer:
         if isinstance(destination, ToTopic):
             straight = self._topic_route(destination.topic, message)
             target = Target(self._names.due_exchange(destination.topic) or straight.exchange)
-            keys = (straight.routing_key,) if straight.routing_key else ()
+            # The wheel has keys of its own.  "Everything" of a topic exchange matches those too, no other binding does.
+            untagged = not straight.routing_key and self._names.topic_keys(destination.topic).exchange_type == "topic"
+            keys = () if untagged else (straight.routing_key,)
             if not target.exchange:
                 # The default exchange: the key is the name of a queue, and each queue is a target of its own.
                 target, keys = Target("", straight.routing_key), ()

@@ -54,6 +54,8 @@ class Amqp(asyncio.Protocol):
         self.tuning = tuning
         self.lost: asyncio.Future[None] = loop.create_future()
         self.error: BrokerError | None = None
+        #: Whether the broker ended it by a word of AMQP.
+        self.dismissed = False
         #: Why the broker does not read from us (connection.blocked); None when it does.
         self.blocked: str | None = None
         #: Called when `blocked` changed and when writers may go on.
@@ -364,6 +366,7 @@ class Control(Channel):
     def event(self, method: Any) -> None:
         connection = self.connection
         if isinstance(method, spec.Connection.Close):
+            connection.dismissed = True
             connection.write(frame.Method(0, spec.Connection.CloseOk()).marshal())
             connection.end_after_writing(close_error(method.reply_code, method.reply_text))
         elif isinstance(method, spec.Connection.Blocked):

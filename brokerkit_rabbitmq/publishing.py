@@ -210,12 +210,14 @@ class PublishChannel(Channel):
 
     def gone(self, error: BrokerError) -> None:
         entries, self.unconfirmed = self.unconfirmed, {}
-        self._returned.clear()
+        returned, self._returned = self._returned, {}
         culprit = _culprit(error, entries)
         for number, (batch, index, _, _) in entries.items():
             if batch.done.done():
                 continue
-            if culprit is None or number in culprit:
+            if number in returned:
+                batch.settle(index, returned[number])
+            elif culprit is None or number in culprit:
                 batch.settle(index, _blame(error))
             else:
                 batch.settle(index, unknown_outcome(error))
