@@ -40,12 +40,19 @@ def footprint(rounds: int, scale: float) -> list[Row]:
     return footprint(rounds, scale)
 
 
+def rabbitmq(rounds: int, scale: float) -> list[Row]:
+    from benchmarks.rabbitmq.comparison import comparison
+
+    return comparison(rounds, scale)
+
+
 BENCHMARKS = {
     "embedded": ("embedded broker on a file against its peers", against_peers),
     "core": ("core overhead on memory://", overhead),
     "backlog": ("cost with much waiting", flatness),
     "processes": ("several processes on one file", processes),
     "footprint": ("import, idle, memory", footprint),
+    "rabbitmq": ("RabbitMQ against its peers, a raw socket and the Java client", rabbitmq),
 }
 
 

@@ -96,6 +96,8 @@ class Slots:
             log.error("handler %s ignored its cancellation for %g s and is left behind", self._name, _CANCEL_PATIENCE)
 
     async def _slot(self) -> None:
+        # Now: when the program ends, what is left is closed without a running loop.
+        task = asyncio.current_task()
         try:
             while not self.closing:
                 try:
@@ -107,7 +109,6 @@ class Slots:
                     self.outlive_cancellation()
         finally:
             # Not in a callback, which comes a turn later: until then `submit` would count on this slot.
-            task = asyncio.current_task()
             if task is not None:
                 self._tasks.discard(task)
                 self._leaving.discard(task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any
@@ -66,7 +65,6 @@ class Worker:
         self.claim_lease = claim_lease
         self.deadlines = DeadlineTable(link.clock)
         self.follow_ups = FollowUps(producer)
-        self.random = random.random
         self._policy_of = policy_of
         self._subscriptions: dict[_Key, Subscription] = {}
         self._threads: dict[int, ThreadExecutor] = {}

@@ -94,8 +94,12 @@ class Management:
         raise ManagementUnavailable("; ".join(reasons) or "there is no management URL")
 
     def _fetch(self, url: str, path: str, login: bool) -> bytes:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "127.0.0.1", parts.port
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "127.0.0.1", parts.port
+        except ValueError:
+            # Not shown: it may hold a password.
+            raise ManagementUnavailable("management_url or prometheus_url is no address") from None
         where = f"{parts.scheme}://{host}:{port}"
         headers: dict[str, str] = {}
         if login:

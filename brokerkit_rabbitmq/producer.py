@@ -160,9 +160,13 @@ class RabbitMQProducer:
         else:
             target, keys = Target("", self._queue_route(message).routing_key), ()
         # A retry may come a little later; everything else at its time.
-        digits = digits_of(due - self._clock.time(), coarse=isinstance(destination, ToGroup))
-        if not self._delays.ready(digits, target) and not await self._prepared(digits, target, batch):
-            return
+        coarse = isinstance(destination, ToGroup)
+        digits = digits_of(due - self._clock.time(), coarse=coarse)
+        while not self._delays.ready(digits, target):
+            if not await self._prepared(digits, target, batch):
+                return
+            # What that took is no part of the delay any more.
+            digits = digits_of(due - self._clock.time(), coarse=coarse)
         exchange, routing_key = self._delays.wheel.entry(digits, target)
         lane = self._lanes.get(_WHEEL) or self._open_lane(_WHEEL)
         lane.add(message, Route(exchange, routing_key, keys=keys), batch, index)

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from brokerkit.testing.services.rabbitmq import RabbitMQNode, RabbitMQOptions
+from brokerkit.url import BrokerUrl
 from examples.export_service.tasks import read_tasks
 from tests.cli.conftest import Shell
+from tests.rabbitmq.nodes import installation_or_skip
 from tests.test_deploying import LONGEST_STOP, is_taken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +55,11 @@ def entrypoint() -> list[str]:
 def composition() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
     return loaded
+
+
+def applications() -> dict[str, Any]:
+    """Return the services that run our image."""
+    return {name: one for name, one in composition()["services"].items() if "build" in one}
 
 
 def project() -> dict[str, Any]:
@@ -92,7 +100,7 @@ def test_the_image_installs_extras_and_groups_that_exist() -> None:
     extras = {name for names in re.findall(r'"\.\[([\w,]+)\]"', run) for name in names.split(",")}
     groups = set(re.findall(r"--group (\w+)", run))
 
-    assert "cli" in extras <= set(project()["project"]["optional-dependencies"])
+    assert {"cli", "rabbitmq"} <= extras <= set(project()["project"]["optional-dependencies"])
     assert "demo" in groups <= set(project()["dependency-groups"])
 
 
@@ -130,7 +138,7 @@ def test_the_health_check_of_the_image_works(shell: Shell) -> None:
 
 
 def test_the_services_run_commands_that_exist(shell: Shell) -> None:
-    for name, service in composition()["services"].items():
+    for name, service in applications().items():
         if "entrypoint" not in service:
             assert is_taken(shell, service["command"]), name
         else:
@@ -139,14 +147,13 @@ def test_the_services_run_commands_that_exist(shell: Shell) -> None:
 
 
 def test_the_services_share_the_broker_and_its_volume() -> None:
-    services = composition()["services"]
     directory = str(Path(image_environment()["BROKERKIT_URL"].removeprefix("sqlite:///")).parent)
 
-    for service in services.values():
+    for service in applications().values():
         assert service["volumes"] == [f"data:{directory}"]
         assert image_environment()["BROKERKIT_URL"] in service["environment"]["BROKERKIT_URL"]
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).resolve().is_file()
-    assert set(composition()["volumes"]) == {"data"}
+    assert set(composition()["volumes"]) == {"data", "rabbitmq"}
 
 
 def test_the_engine_waits_for_the_drain_of_the_worker() -> None:
@@ -190,7 +197,51 @@ def test_the_sender_says_in_a_line_what_is_wrong(shell: Shell) -> None:
 def test_the_worker_of_the_image_can_load_the_application(shell: Shell) -> None:
     (line,) = instructions("CMD")
     target = json.loads(line)[1]
-    assert all(target == one["command"][1] for one in composition()["services"].values() if one["command"])
+    assert all(target == one["command"][1] for one in applications().values() if one["command"])
 
     found = shell.run("doctor", target)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+# --- the RabbitMQ of the services -------------------------------------------------------------------------------
+
+
+def test_the_rabbitmq_of_the_services_is_there_only_where_it_is_asked_for() -> None:
+    services = composition()["services"]
+    rabbitmq = services["rabbitmq"]
+
+    assert rabbitmq["profiles"] == ["rabbitmq"]
+    assert services["worker"]["depends_on"] == {"rabbitmq": {"condition": "service_healthy", "required": False}}
+    assert all(port.startswith("127.0.0.1:") for port in rabbitmq["ports"])
+
+
+def test_the_url_that_the_compose_file_shows_leads_to_its_rabbitmq() -> None:
+    text = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"BROKERKIT_URL=(amqp:\S+)", text)
+    url, rabbitmq = BrokerUrl.parse(shown), composition()["services"]["rabbitmq"]
+    login = rabbitmq["environment"]
+
+    assert (url.hosts, url.path) == ((("rabbitmq", None),), "")
+    assert url.user == login["RABBITMQ_DEFAULT_USER"]
+    assert login["RABBITMQ_DEFAULT_PASS"] == f"${{RABBITMQ_PASSWORD:-{url.password}}}"
+
+
+def test_the_rabbitmq_of_the_services_starts_with_our_configuration_and_answers_its_health_check() -> None:
+    rabbitmq = composition()["services"]["rabbitmq"]
+    (mounted,) = [volume for volume in rabbitmq["volumes"] if volume.startswith("./")]
+    lines = (DOCKER / mounted.partition(":")[0]).read_text(encoding="utf-8").splitlines()
+    entries = dict(line.split(" = ", 1) for line in lines if not line.startswith("#"))
+    program, *arguments = rabbitmq["healthcheck"]["test"][1:]
+
+    with RabbitMQNode(RabbitMQOptions(config=entries), installation=installation_or_skip()) as node:
+        variables = {
+            "HOME": node.address.home,
+            "ERL_EPMD_PORT": str(node.address.mapper_port),
+            "RABBITMQ_NODENAME": node.address.node,
+        }
+        check = node.installation.run([node.installation.program(program), *arguments], variables, node.directory)
+        result = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+        node.stop_app()
+        result = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
+        assert result.returncode != 0, result.stdout

@@ -58,3 +58,14 @@ def own_node(breakable: RabbitMQNode, certificates: Certificates) -> Iterator[Ra
         breakable.set_memory_alarm(False)
         breakable.set_disk_alarm(False)
         breakable.present_certificate(certificates.server)
+
+
+@pytest.fixture
+def own_vhost(own_node: RabbitMQNode) -> Iterator[str]:
+    """A virtual host of the test's own on `own_node`."""
+    name = f"test-{secrets.token_hex(4)}"
+    own_node.add_vhost(name)
+    yield name
+    if own_node.alive:
+        own_node.resume()
+        own_node.delete_vhost(name)

@@ -55,6 +55,7 @@ TOPIC: Topic[bytes] = Topic("orders", bytes, groups=["work"])
 #: The same, as drivers see it, and the queue of its group.
 ORDERS = TopicSpec(name="orders", groups={"work": GroupSpec(name="work")})
 QUEUE = "orders:work"
+_TO_ORDERS = ToTopic("orders")
 
 
 # --- managers -------------------------------------------------------------------------------------------------
@@ -134,7 +135,6 @@ async def balanced(ledger: Ledger, *, doubled: int, within: float = LONG) -> Non
         await eventually(lambda: ledger.settled, within, "every confirmed message handled")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{ledger}") from None
-    print(f"\n{ledger}")
     ledger.assert_nothing_unknown()
     assert ledger.confirmed_ids, f"nothing was confirmed\n{ledger}"
     runs = sum(count - 1 for count in ledger.doubled.values())
@@ -174,7 +174,7 @@ def consuming_link(connection: Any) -> Link:
 
 
 def outbound(
-    body: bytes = b"x", destination: Destination = ToTopic("orders"), message_id: str | None = None, **fields: Any
+    body: bytes = b"x", destination: Destination = _TO_ORDERS, message_id: str | None = None, **fields: Any
 ) -> Outbound:
     """Return a message."""
     return Outbound(destination=destination, body=body, message_id=message_id or secrets.token_hex(8), **fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import tracemalloc
 from collections.abc import Iterator
 
@@ -36,19 +35,11 @@ WORK = ConsumerOptions(topic="orders", group="work", prefetch=10)
 
 
 @pytest.fixture
-def own_vhost(own_node: RabbitMQNode) -> Iterator[str]:
-    """A virtual host on `own_node`."""
-    name = f"test-{secrets.token_hex(4)}"
-    own_node.add_vhost(name)
-    yield name
+def url(own_node: RabbitMQNode, own_vhost: str) -> Iterator[str]:
+    yield own_node.address.url(own_vhost)
+    # The virtual host is deleted next.
     own_node.set_memory_alarm(False)
     own_node.set_disk_alarm(False)
-    own_node.delete_vhost(name)
-
-
-@pytest.fixture
-def url(own_node: RabbitMQNode, own_vhost: str) -> str:
-    return own_node.address.url(own_vhost)
 
 
 async def test_in_a_memory_alarm_publishers_wait_to_their_deadline_and_consumers_go_on(

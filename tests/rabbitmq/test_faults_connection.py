@@ -13,7 +13,7 @@ from brokerkit.spi import ConsumerOptions
 from brokerkit.testing.deadlines import eventually, within
 from brokerkit.testing.faults import Answer, FaultProxy
 from brokerkit.testing.ledger import Ledger
-from brokerkit.testing.services.rabbitmq import RabbitMQControl
+from brokerkit.testing.services.rabbitmq import RabbitMQControl, RabbitMQNode
 from brokerkit_rabbitmq.frames import content_frames, publish_frame
 from brokerkit_rabbitmq.mapping import encode_message
 from tests.rabbitmq.scene import (
@@ -160,7 +160,6 @@ async def test_a_link_that_falls_silent_is_replaced_within_20_s_for_publishing_a
             publishing = CLOCK.monotonic() - began
             await eventually(lambda: "probe" in ledger.handled_ids, RESUMED + BUSY, "consuming")
             consuming = CLOCK.monotonic() - began
-            print(f"\nresumed: publishing {publishing:.1f} s, consuming {consuming:.1f} s")
             record_property("publishing resumed", publishing)
             record_property("consuming resumed", consuming)
             proxy.thaw()
@@ -188,14 +187,16 @@ async def test_a_ping_on_a_silent_link_returns_in_its_own_time(
 # --- 4, 6, 7 --------------------------------------------------------------------------------------------------
 
 
-async def test_a_frozen_broker_is_given_up_and_used_again_when_it_goes_on(own_node: RabbitMQNode) -> None:
+async def test_a_frozen_broker_is_given_up_and_used_again_when_it_goes_on(
+    own_node: RabbitMQNode, own_vhost: str
+) -> None:
     """Fault 4: SIGSTOP for more than three heartbeats; the kernel takes what is written to it."""
     ledger = Ledger()
     fast = {"heartbeat": 1}
-    worker = manager_on(own_node.url, fast)
+    worker = manager_on(own_node.address.url(own_vhost), fast)
     async with (
         working(worker, ledger, concurrency=5, prefetch=10),
-        manager_on(own_node.url, fast, attempt_timeout=2.0, send_timeout=60.0) as sender,
+        manager_on(own_node.address.url(own_vhost), fast, attempt_timeout=2.0, send_timeout=60.0) as sender,
         Traffic(sender, ledger) as traffic,
     ):
         await traffic.more(10)
@@ -213,17 +214,16 @@ async def test_a_frozen_broker_is_given_up_and_used_again_when_it_goes_on(own_no
         # The send under way and its repetitions while the broker slept, and what was in the worker's hands.
         await balanced(ledger, doubled=10 + 10)
         assert not traffic.failed
-        await sender.admin.delete_topic(TOPIC)
 
 
 async def test_a_broker_that_stops_in_good_order_is_waited_for_quietly(
-    own_node: RabbitMQNode, caplog: pytest.LogCaptureFixture
+    own_node: RabbitMQNode, own_vhost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Fault 6: connection.close 320, then refused connections and handshakes that are cut while it boots."""
     ledger = Ledger()
     async with (
-        working(manager_on(own_node.url), ledger, concurrency=5, prefetch=10),
-        manager_on(own_node.url, send_timeout=60.0) as sender,
+        working(manager_on(own_node.address.url(own_vhost)), ledger, concurrency=5, prefetch=10),
+        manager_on(own_node.address.url(own_vhost), send_timeout=60.0) as sender,
         Traffic(sender, ledger) as traffic,
     ):
         await traffic.more(10)
@@ -235,7 +235,6 @@ async def test_a_broker_that_stops_in_good_order_is_waited_for_quietly(
         await traffic.stop()
         await balanced(ledger, doubled=1 + 10)
         assert not traffic.failed
-        await sender.admin.delete_topic(TOPIC)
     spoken = [record for record in caplog.records if record.name == "brokerkit.rabbitmq"]
     assert not [record for record in spoken if record.levelno >= logging.ERROR]
     assert len([record for record in spoken if record.levelno >= logging.WARNING]) < 40

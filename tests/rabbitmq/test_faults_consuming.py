@@ -87,13 +87,12 @@ async def test_a_consumer_whose_queue_is_gone_says_so_and_ignores_its_late_ackno
 # --- 25 -------------------------------------------------------------------------------------------------------
 
 
-async def test_consumer_timeout_ends_the_channel_of_that_consumer_only(own_node: RabbitMQNode) -> None:
+async def test_consumer_timeout_ends_the_channel_of_that_consumer_only(own_node: RabbitMQNode, own_vhost: str) -> None:
     """The broker takes the deliveries back and closes the channel (406); the late acknowledgement goes nowhere."""
     ledger = Ledger()
-    own_node.add_vhost("slow")
     own_node.configure("consumer_timeout", 1500)
     try:
-        async with connected(own_node.address.url("slow")) as connection:
+        async with connected(own_node.address.url(own_vhost)) as connection:
             slow = await connection.open_consumer(WORK)
             await send(connection, made(ledger, 5), ledger)
             held = await take(slow, 5)
@@ -109,7 +108,6 @@ async def test_consumer_timeout_ends_the_channel_of_that_consumer_only(own_node:
             assert consuming_link(connection).epoch == 1, "the connection was lost"
     finally:
         own_node.configure("consumer_timeout", 1_800_000)
-        own_node.delete_vhost("slow")
     await balanced(ledger, doubled=0)
 
 
@@ -226,7 +224,7 @@ async def test_what_arrives_while_a_quiet_consumer_is_renewed_is_handled_once(
                 producer = await sender.open_producer()
                 old._end()  # what `_watch` concludes after its silence
                 proxy.delay(0.05)
-                while consumer._channel is not old and consumer._channel is None or consumer._channel is old:
+                while consumer._channel is None or consumer._channel is old:
                     messages = made(ledger, 1)
                     assert await producer.send(messages) == [None]
                     ledger.confirmed(messages[0].message_id)
@@ -344,10 +342,10 @@ async def test_5000_channels_one_after_the_other_leave_nothing_behind(shared_nod
     await balanced(ledger, doubled=0)
 
 
-async def test_without_a_free_channel_a_send_fails_and_does_not_spin(own_node: RabbitMQNode) -> None:
+async def test_without_a_free_channel_a_send_fails_and_does_not_spin(shared_node: RabbitMQControl, vhost: str) -> None:
     """Fault 10: the number of channels is agreed on with the broker, which would end the connection beyond it."""
     ledger = Ledger()
-    async with connected(own_node.url) as connection:
+    async with connected(shared_node.address.url(vhost)) as connection:
         amqp = publishing_link(connection).amqp
         assert amqp is not None
         amqp.tuning.channel_max = 1
@@ -362,5 +360,4 @@ async def test_without_a_free_channel_a_send_fails_and_does_not_spin(own_node: R
         assert await send(connection, made(ledger, 1), ledger) == [None]
         assert publishing_link(connection).epoch == 1
         await take(await connection.open_consumer(WORK), 1, ledger)
-        await connection.delete("orders", None)
     await balanced(ledger, doubled=0)

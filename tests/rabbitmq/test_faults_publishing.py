@@ -10,14 +10,10 @@ import pika
 import pytest
 
 from brokerkit.errors import (
-    AccessRefused,
     BrokerError,
     MessageTooLarge,
-    SendRefused,
-    SendTimeout,
     TopicNotFound,
     TopologyConflict,
-    Unroutable,
 )
 from brokerkit.spi import ConsumerOptions, GroupSpec, Outbound, TopicSpec, ToTopic
 from brokerkit.testing.deadlines import eventually, within
@@ -29,7 +25,6 @@ from tests.rabbitmq.scene import (
     ORDERS,
     QUEUE,
     TOPIC,
-    Traffic,
     balanced,
     connected,
     made,
@@ -258,12 +253,12 @@ async def test_confirms_refusals_and_returns_in_any_order_resolve_every_send_onc
 # --- 17, 18, 19 -----------------------------------------------------------------------------------------------
 
 
-async def test_a_body_over_the_brokers_limit_fails_alone(own_node: RabbitMQNode) -> None:
+async def test_a_body_over_the_brokers_limit_fails_alone(own_node: RabbitMQNode, own_vhost: str) -> None:
     """The broker closes the channel (406); the other messages of it are sent again by the core."""
-    ledger = Ledger()
+    ledger, url = Ledger(), own_node.address.url(own_vhost)
     own_node.configure("max_message_size", 100_000)
     try:
-        async with manager_on(own_node.url) as sender:
+        async with manager_on(url) as sender:
             assert (await sender.send_many(TOPIC, [b"warm"]))[0].error is None
             bodies = [b"x" * (200_000 if number == 70 else 500) for number in range(150)]
             outcomes = await within(LONG, sender.send_many(TOPIC, bodies), "all outcomes")
@@ -273,11 +268,11 @@ async def test_a_body_over_the_brokers_limit_fails_alone(own_node: RabbitMQNode)
             for number, outcome in enumerate(outcomes):
                 if number != 70:
                     ledger.confirmed(outcome.message_id)
-        async with manager_on(own_node.url, {"max_message_size": 100_000}) as guarded:
+        async with manager_on(url, {"max_message_size": 100_000}) as guarded:
             await guarded.connect()
             with pytest.raises(MessageTooLarge, match="100000"):
                 await guarded.send(TOPIC, b"x" * 100_001)
-        async with working(manager_on(own_node.url), ledger, topic=TOPIC):
+        async with working(manager_on(url), ledger, topic=TOPIC):
             # "warm" is not in the books.
             ledger.sent(outcomes[0].message_id)
             await eventually(lambda: ledger.settled, LONG, "every confirmed message handled")

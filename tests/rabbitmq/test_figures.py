@@ -98,6 +98,12 @@ def test_an_api_that_does_not_answer_is_the_same_as_none(loaded: str, source: Ca
         assert (figures(manager).source, figures(manager).unsettled, figures(manager).ready) == (PLAIN, None, 3)
 
 
+@pytest.mark.parametrize("url", ["http://h:port", "http://[h", "file:///etc/passwd", "h:15672", "ht tp://h"])
+def test_an_address_that_is_none_is_the_same_as_none(loaded: str, source: Callable[..., str], url: str) -> None:
+    with connected(loaded + source(management=url, prometheus=url)) as manager:
+        assert (figures(manager).source, figures(manager).ready) == (PLAIN, 3)
+
+
 def test_where_the_management_api_does_not_answer_prometheus_does(loaded: str, source: Callable[..., str]) -> None:
     gone = f"http://127.0.0.1:{free_port()}"
     with connected(loaded + source("prometheus", management=gone)) as manager:
