@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 
 from brokerkit.clock import Clock, SystemClock, Timer, wait
 from brokerkit.errors import BrokerError
+from brokerkit.sections import checked_section
 from brokerkit.spi_data import (
     Capability,
     ConnectOptions,
@@ -75,6 +76,7 @@ __all__ = [
     "Clock",
     "SystemClock",
     "Timer",
+    "checked_section",
     "wait",
 ]
 

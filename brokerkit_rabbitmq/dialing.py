@@ -51,14 +51,17 @@ class Dialer:
         made: list[Amqp] = []
         task = loop.create_task(self._dial(address, role, made), name=f"brokerkit-dial-{address}")
         error: BrokerError
+        amqp: Amqp | None = None
         try:
             if await wait(self._clock, task, self._timeout):
-                return task.result()
+                amqp = task.result()
+                return amqp
             error = BrokerUnavailable(f"no answer from {address} in {self._timeout:g} s", backend=NAME)
         except (OSError, UnicodeError, BrokerError) as exc:
             error = link_error(exc, str(address))
         finally:
-            if not task.done() or task.cancelled() or task.exception() is not None:
+            if amqp is None:
+                # Also when it was made in the moment of a cancellation.
                 await _give_up(task, made)
         raise error
 

@@ -7,15 +7,13 @@ What exists already is *adopted* by naming it: it gets no argument that the conf
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from brokerkit.errors import ConfigurationError
-from brokerkit.spi import GroupSpec, TopicSpec
+from brokerkit.spi import GroupSpec, TopicSpec, checked_section
 from brokerkit_rabbitmq.errors import NAME
 
 __all__ = ["DELIVERY_LIMIT", "Exchange", "GroupKeys", "Names", "Queue", "TopicKeys"]
@@ -241,20 +239,8 @@ def own_arguments(kind: str) -> dict[str, Any]:
 
 
 def _checked(model: type[K], section: Mapping[str, Any], where: str) -> K:
-    known = list(model.model_fields)
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ConfigurationError(f"unknown key {key!r} in {where}.rabbitmq: {hint}", backend=NAME)
-    try:
-        return model.model_validate({key: value for key, value in section.items() if value is not None})
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, detail['loc']))!r} in {where}.rabbitmq: {detail['msg']}"
-            for detail in error.errors(include_url=False, include_input=False)
-        )
-        raise ConfigurationError(faults, backend=NAME) from None
+    given = {key: value for key, value in section.items() if value is not None}
+    return checked_section(model, NAME, (f"{where}.rabbitmq", given))
 
 
 _PLAIN_TOPIC, _PLAIN_GROUP = TopicKeys(), GroupKeys()

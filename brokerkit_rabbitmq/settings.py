@@ -6,16 +6,15 @@ replaces; so are ``blocked_connection_timeout``, ``connection_attempts`` and ``r
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from brokerkit.errors import ConfigurationError
-from brokerkit.spi import BrokerUrl, ConnectOptions
+from brokerkit.spi import BrokerUrl, ConnectOptions, checked_section
 from brokerkit_rabbitmq.errors import NAME
 
 __all__ = ["Address", "RabbitMQSettings", "parse_settings"]
@@ -124,7 +123,7 @@ def parse_settings(options: ConnectOptions) -> tuple[RabbitMQSettings, tuple[Add
         for key, value in (("user", url.user), ("password", url.password), ("vhost", url.path or None)):
             if value is not None:
                 from_url[key] = value
-    settings = _checked(values, from_url)
+    settings = checked_section(RabbitMQSettings, NAME, ("the rabbitmq section", values), ("the URL", from_url))
     hosts: tuple[tuple[str, int | None], ...] = ()
     if url is not None and url.hosts:
         hosts = url.hosts
@@ -148,23 +147,3 @@ def _host(text: str) -> tuple[str, int | None]:
         # The text is not shown: it may be a URL with a password.
         raise ConfigurationError("'host' and 'hosts' take host or host:port; a whole URL is the key url", backend=NAME)
     return url.hosts[0]
-
-
-def _checked(section: Mapping[str, Any], query: Mapping[str, Any]) -> RabbitMQSettings:
-    known = list(RabbitMQSettings.model_fields)
-    faults = []
-    for where, keys in (("the rabbitmq section", section), ("the URL", query)):
-        for key in keys:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                faults.append(f"unknown key {key!r} in {where}: {hint}")
-    if not faults:
-        try:
-            return RabbitMQSettings.model_validate({**section, **query})
-        except ValidationError as error:
-            for detail in error.errors(include_url=False, include_input=False):
-                key = str(detail["loc"][0])
-                where = "the URL" if key in query else "the rabbitmq section"
-                faults.append(f"{key!r} in {where}: {detail['msg']}")
-    raise ConfigurationError("; ".join(faults), backend=NAME)

@@ -68,7 +68,7 @@ def test_a_backend_imports_only_the_contract(backend: Path) -> None:
 
 
 def test_the_contract_imports_nothing_of_the_policy() -> None:
-    allowed = {"brokerkit.clock", "brokerkit.errors", "brokerkit.spi_data", "brokerkit.url"}
+    allowed = {"brokerkit.clock", "brokerkit.errors", "brokerkit.sections", "brokerkit.spi_data", "brokerkit.url"}
     wrong = [
         name
         for module in ("spi.py", "spi_data.py")

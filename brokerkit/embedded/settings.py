@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from brokerkit.errors import ConfigurationError
+from brokerkit.spi import checked_section
 
 __all__ = ["EmbeddedSettings", "parse_settings"]
 
@@ -45,20 +44,4 @@ def parse_settings(section: Mapping[str, Any], query: Mapping[str, str]) -> Embe
     Raise `ConfigurationError` that names each bad key, where it stands and, for an unknown key, the nearest
     known one.
     """
-    known = list(EmbeddedSettings.model_fields)
-    faults = []
-    for where, keys in (("the embedded section", section), ("the URL", query)):
-        for key in keys:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                faults.append(f"unknown key {key!r} in {where}: {hint}")
-    if not faults:
-        try:
-            return EmbeddedSettings.model_validate({**section, **query})
-        except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                key = ".".join(str(part) for part in detail["loc"])
-                where = "the URL" if key in query else "the embedded section"
-                faults.append(f"{key!r} in {where}: {detail['msg']}, not {detail['input']!r}")
-    raise ConfigurationError("; ".join(faults), backend="embedded")
+    return checked_section(EmbeddedSettings, "embedded", ("the embedded section", section), ("the URL", query))
