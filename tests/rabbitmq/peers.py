@@ -14,9 +14,10 @@ import yaml
 from brokerkit import Manager
 from brokerkit.settings import Settings
 from brokerkit.testing.deadlines import eventually_sync
+from brokerkit.testing.services.rabbitmq import RabbitMQControl
 from brokerkit_rabbitmq.backend import RabbitMQBackend
 
-__all__ = ["LONG", "Taken", "connected", "peer", "take"]
+__all__ = ["LONG", "Taken", "connected", "peer", "publish", "queues", "take"]
 
 #: Seconds; a loaded machine takes many of them for a quorum queue.
 LONG = 60.0
@@ -67,3 +68,21 @@ def connected(url: str, configuration: str = "") -> Iterator[Manager]:
         yield manager
     finally:
         manager.close()
+
+
+def queues(node: RabbitMQControl, vhost: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Type and arguments of the queues, by name; without those of delays that were used."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for queue in node.list_queues(vhost):
+        if queue.name.startswith(("bk.delay.", "bk.due.")):
+            continue
+        arguments = dict(queue.arguments)
+        if node.installation.major >= 4 and queue.type == "classic":
+            # From 4.0 on the broker writes its default type into a queue that is declared without one.
+            arguments.pop("x-queue-type", None)
+        found[queue.name] = (queue.type, arguments)
+    return found
+
+
+def publish(channel: Any, exchange: str, key: str, body: bytes, **properties: Any) -> None:
+    channel.basic_publish(exchange, key, body, pika.BasicProperties(**properties), mandatory=True)
