@@ -62,11 +62,17 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds per contender; the median counts (default 5)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of messages (default 1)")
+    parser.add_argument("--profile", action="store_true", help="show where the CPU time goes on RabbitMQ instead")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown benchmark {sorted(unknown)[0]!r}; known are {', '.join(BENCHMARKS)}")
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}")
+    if arguments.profile:
+        from benchmarks.rabbitmq.profile import profile
+
+        profile(arguments.scale)
+        return 0
     reached = True
     for name in arguments.names or BENCHMARKS:
         title, run = BENCHMARKS[name]

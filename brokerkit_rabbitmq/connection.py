@@ -95,7 +95,7 @@ class RabbitMQConnection:
         )
         self._publishing = self._link("publishing")
         self._consuming = self._link("consuming")
-        self._names = Names(options.topics, settings.queue_type)
+        self._names = Names(options.topics, settings.queue_type, settings.max_priority)
         self._topology = Topology(self._consuming, self._names, self._timeout)
         wheel = Wheel(settings.delay_queue_type or settings.queue_type)
         self._delays = Delays(self._consuming, wheel, self._timeout)
@@ -118,7 +118,7 @@ class RabbitMQConnection:
         try:
             await self._consuming.open()
             await self._publishing.open()
-            self._names.version = self.version
+            self._names.version = self._delays.wheel.version = self.version
             if self._settings.delay:
                 await self._delays.declare()
         except BaseException:

@@ -6,11 +6,14 @@ import asyncio
 from collections import deque
 
 from brokerkit.errors import BrokerError
-from brokerkit.spi import Outbound
+from brokerkit.spi import Clock, Outbound
 from brokerkit_rabbitmq.link import Link, fresh
 from brokerkit_rabbitmq.publishing import Batch, PublishChannel, Route
 
 __all__ = ["Lane"]
+
+#: Seconds that a channel is used on which the broker refused a message; a full queue refuses on every channel.
+_TRUST = 1.0
 
 
 class Lane:
@@ -20,11 +23,14 @@ class Lane:
     while ``window`` messages are not confirmed.
     """
 
-    def __init__(self, name: str, link: Link, window: int, timeout: float) -> None:
+    def __init__(self, name: str, link: Link, window: int, timeout: float, clock: Clock) -> None:
         self.name = name
         self._link = link
         self._window = window
         self._timeout = timeout
+        self._clock = clock
+        #: When the channel was opened.
+        self._since = 0.0
         #: A quarter of the window is filled at a time, not one place after the other.
         self._resume = window - max(1, window // 4)
         self._channel: PublishChannel | None = None
@@ -59,6 +65,10 @@ class Lane:
         channel = self._channel
         if channel is not None and channel.error is not None:
             channel = self._channel = None
+        elif channel is not None and channel.refused and self._clock.monotonic() - self._since >= _TRUST:
+            # 3.10 refuses all that comes on a channel that met a quorum queue while its leader was gone.
+            channel.retire()
+            channel = self._channel = None
         if not self._waiting or self._closed:
             return
         if channel is None:
@@ -92,6 +102,7 @@ class Lane:
             # Otherwise the link comes up again, or the time of what waits is up.
         else:
             self._channel = channel
+            self._since = self._clock.monotonic()
         finally:
             self._opening = None
             # The link may have come up again while this one failed.

@@ -8,6 +8,7 @@ whole seconds.  Headers hold the rest: the user's own under their names, the cor
 ``bk-key``     the key
 ``bk-tag``     the tag; the routing key alone is lost on the way through queues
 ``bk-due``     not before, in epoch seconds
+``bk-prio``    the priority, where no queue may deliver by it
 ``bk-time``    the timestamp with its fraction
 ``bk-long``    JSON: properties of more than 255 bytes
 ``bk-hidden``  JSON: user headers whose names RabbitMQ interprets, fills itself or cannot take
@@ -36,6 +37,7 @@ __all__ = ["SEQ", "encode_message", "fill_inbound", "sequence_of"]
 
 SEQ = "bk-seq"
 _KEY, _TAG, _DUE, _TIME, _LONG, _HIDDEN = "bk-key", "bk-tag", "bk-due", "bk-time", "bk-long", "bk-hidden"
+_PRIORITY = "bk-prio"
 _FOREIGN = "bk-foreign"
 
 #: Names that RabbitMQ gives a meaning (CC, BCC, those of delays) or writes itself (x-death, the counters of quorum
@@ -55,11 +57,13 @@ _SHORT_FIELDS = ("message_id", "content_type", "correlation_id", "reply_to", "ty
 _NATIVE = frozenset({"routing_key", "persistent", "app_id", "user_id", "headers"})
 
 
-def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ...] = ()) -> bytes:
+def encode_message(
+    message: Outbound, sequence: int, routing_keys: tuple[str, ...] = (), *, by_priority: bool = True
+) -> bytes:
     """Return the property list of ``message``.
 
-    ``routing_keys`` are further keys that exchanges look at (``CC``).  Raise `PayloadError` for options that RabbitMQ
-    has not.
+    ``routing_keys`` are further keys that exchanges look at (``CC``).  Without ``by_priority`` no queue sees the
+    priority.  Raise `PayloadError` for options that RabbitMQ has not.
     """
     fields = [_SEQ_FIELD, _I64.pack(sequence)]
     stamp = message.timestamp
@@ -72,6 +76,12 @@ def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ..
         fields.append(_text_field(_TAG, message.tag))
     if message.due is not None:
         fields.append(_text_field(_DUE, repr(message.due)))
+    # Also 0: quorum queues from 4.3 on take none for 4.
+    priority: int | None = message.priority
+    if not by_priority:
+        if priority:
+            fields.append(_text_field(_PRIORITY, str(priority)))
+        priority = None
     if routing_keys:
         fields.append(encode_field("CC", routing_keys))
     encoding = _add_headers(fields, message.headers) if message.headers else None
@@ -85,7 +95,7 @@ def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ..
             correlation_id=message.correlation_id,
             reply_to=message.reply_to,
             type=message.type,
-            priority=message.priority,
+            priority=priority,
             timestamp=stamp,
             **extra,
         )
@@ -103,7 +113,7 @@ def encode_message(message: Outbound, sequence: int, routing_keys: tuple[str, ..
         correlation_id=texts["correlation_id"],
         reply_to=texts["reply_to"],
         type=texts["type"],
-        priority=message.priority,
+        priority=priority,
         timestamp=stamp,
         **extra,
     )
@@ -232,6 +242,8 @@ def _fill_headers(inbound: Inbound, raw: Mapping[str, Any], encoding: str | None
     inbound.tag = _text(raw.get(_TAG)) or None
     if _DUE in raw:
         inbound.due = _number(raw[_DUE], None)
+    if _PRIORITY in raw:
+        inbound.priority = max(0, min(int(_number(raw[_PRIORITY], None) or 0), 9))
     if _HIDDEN in raw:
         # Headers of ours are never hidden: those that are would be a foreign sender's.
         headers |= {name: text for name, text in _texts(raw[_HIDDEN]).items() if name[:3].lower() != "bk-"}
@@ -244,7 +256,7 @@ def _fill_headers(inbound: Inbound, raw: Mapping[str, Any], encoding: str | None
     inbound.headers = headers
 
 
-_OWN = frozenset({_KEY, _TAG, _DUE, _LONG, _HIDDEN, _FOREIGN})
+_OWN = frozenset({_KEY, _TAG, _DUE, _PRIORITY, _LONG, _HIDDEN, _FOREIGN})
 
 
 def _foreign(typed: Mapping[str, Any], encoding: str | None) -> str:

@@ -98,9 +98,10 @@ class Queue:
 class Names:
     """Native names and arguments of the topics in ``topics``, a view that may grow."""
 
-    def __init__(self, topics: Mapping[str, TopicSpec], queue_type: str) -> None:
+    def __init__(self, topics: Mapping[str, TopicSpec], queue_type: str, max_priority: int | None = None) -> None:
         self._topics = topics
         self._queue_type = queue_type
+        self._max_priority = max_priority
         #: Of the broker; set once it is known.
         self.version: tuple[int, ...] = (0,)
 
@@ -156,7 +157,8 @@ class Names:
     def queue(self, topic: str, group: GroupSpec) -> Queue:
         """Return the queue of a group."""
         keys = self.keys_of(topic, group)
-        kind = self.queue_type(keys)
+        highest = self._highest(keys, group)
+        kind = self._type(keys, highest)
         if keys.adopted:
             arguments = dict(keys.arguments or {})
             # Without an argument a queue is classic; naming it would differ from what others declare.
@@ -166,8 +168,8 @@ class Names:
             arguments = own_arguments(kind)
             if group.ordered:
                 arguments["x-single-active-consumer"] = True
-        if keys.max_priority is not None and kind == "classic":
-            arguments.setdefault("x-max-priority", keys.max_priority)
+        if highest is not None and kind == "classic":
+            arguments.setdefault("x-max-priority", highest)
         return Queue(keys.queue or f"{topic}:{group.name}", keys.durable, keys.auto_delete, keys.exclusive, arguments)
 
     def dead_queue(self, topic: str, group: GroupSpec) -> Queue:
@@ -177,7 +179,13 @@ class Names:
             return Queue(f"{topic}:{group.name}:dead", arguments=own_arguments(self._queue_type))
         return Queue(keys.dead_queue or f"{topic}:{group.name}:dead", arguments=dict(keys.dead_arguments or {}))
 
-    def queue_type(self, keys: GroupKeys) -> str:
+    def _highest(self, keys: GroupKeys, group: GroupSpec) -> int | None:
+        """Return the highest priority that the configuration gives a group's queue."""
+        if keys.max_priority is not None or keys.adopted or group.ordered:
+            return keys.max_priority
+        return self._max_priority
+
+    def _type(self, keys: GroupKeys, highest: int | None) -> str:
         """Return the type of a group's queue."""
         if keys.queue_type is not None:
             return keys.queue_type
@@ -186,23 +194,30 @@ class Names:
         if keys.adopted or keys.exclusive or keys.auto_delete or not keys.durable:
             # A quorum queue is durable, shared and there to stay.
             return "classic"
-        if keys.max_priority is not None and self.version < (4, 3):
+        if highest is not None and self.version < (4, 3):
             # Quorum queues have priorities from 4.3 on.
             return "classic"
         return self._queue_type
 
     def has_priorities(self, topic: str) -> bool:
-        """Return whether all groups of the topic deliver higher priorities first."""
-        spec = self._topics.get(topic)
-        if spec is None or not spec.groups:
+        """Return whether all groups of the topic deliver higher priorities first; if it has none: those to come."""
+        if self.keeps_order(topic):
             return False
-        return all(self._has_priorities(self.keys_of(topic, group)) for group in spec.groups.values())
+        spec = self._topics.get(topic)
+        groups = tuple(spec.groups.values()) if spec is not None else ()
+        return all(self._has_priorities(topic, group) for group in groups or (_ANY_GROUP,))
 
-    def _has_priorities(self, keys: GroupKeys) -> bool:
-        kind = self.queue_type(keys)
-        if kind == "quorum":
+    def _has_priorities(self, topic: str, group: GroupSpec) -> bool:
+        keys = self.keys_of(topic, group)
+        highest = self._highest(keys, group)
+        if self._type(keys, highest) == "quorum":
             return self.version >= (4, 3)
-        return keys.max_priority is not None or "x-max-priority" in (keys.arguments or {})
+        return highest is not None or "x-max-priority" in (keys.arguments or {})
+
+    def keeps_order(self, topic: str) -> bool:
+        """Return whether a group of the topic is ordered: no priority may change that order."""
+        spec = self._topics.get(topic)
+        return spec is not None and (spec.ordered or any(group.ordered for group in spec.groups.values()))
 
     def can_order(self, topic: str) -> bool:
         """Return whether the queues of all ordered groups have a single active consumer."""
@@ -244,3 +259,4 @@ def _checked(model: type[K], section: Mapping[str, Any], where: str) -> K:
 
 
 _PLAIN_TOPIC, _PLAIN_GROUP = TopicKeys(), GroupKeys()
+_ANY_GROUP = GroupSpec(name="any")

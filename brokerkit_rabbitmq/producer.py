@@ -25,7 +25,7 @@ from brokerkit_rabbitmq.link import Link
 from brokerkit_rabbitmq.names import Names
 from brokerkit_rabbitmq.publishing import Batch, Route
 from brokerkit_rabbitmq.topology import Delays
-from brokerkit_rabbitmq.wheel import Target, digits_of
+from brokerkit_rabbitmq.wheel import Target
 
 __all__ = ["Limits", "RabbitMQProducer"]
 
@@ -96,12 +96,14 @@ class RabbitMQProducer:
         self._batches.append(batch)
         if self._alarm is None:
             self._alarm = self._clock.call_later(timeout, self._time_is_up)
+        delayed = False
         try:
             for index, message in enumerate(messages):
                 try:
                     if message.due is None or message.due <= self._clock.time():
                         self._now(message, batch, index)
                     else:
+                        delayed = True
                         await self._later(message, message.due, batch, index)
                         if batch.done.done():
                             # Its time was up meanwhile: nothing more of it may be written.
@@ -113,6 +115,8 @@ class RabbitMQProducer:
             # What is not written yet never is.
             batch.done.cancel()
             raise
+        if delayed and any(isinstance(outcome, TopicNotFound) for outcome in batch.outcomes):
+            self._delays.forget()
         batches = self._batches
         while batches and batches[0].done.done():
             # At once, or the collector of garbage goes through what was sent in the last seconds again and again.
@@ -161,15 +165,17 @@ class RabbitMQProducer:
             target, keys = Target("", self._queue_route(message).routing_key), ()
         # A retry may come a little later; everything else at its time.
         coarse = isinstance(destination, ToGroup)
-        digits = digits_of(due - self._clock.time(), coarse=coarse)
+        by_priority = self._by_priority(message)
+        priority = message.priority if by_priority else 0
+        digits = self._delays.wheel.digits(due - self._clock.time(), coarse=coarse, priority=priority)
         while not self._delays.ready(digits, target):
             if not await self._prepared(digits, target, batch):
                 return
             # What that took is no part of the delay any more.
-            digits = digits_of(due - self._clock.time(), coarse=coarse)
+            digits = self._delays.wheel.digits(due - self._clock.time(), coarse=coarse, priority=priority)
         exchange, routing_key = self._delays.wheel.entry(digits, target)
         lane = self._lanes.get(_WHEEL) or self._open_lane(_WHEEL)
-        lane.add(message, Route(exchange, routing_key, keys=keys), batch, index)
+        lane.add(message, Route(exchange, routing_key, keys=keys, by_priority=by_priority), batch, index)
 
     async def _prepared(self, digits: tuple[int, ...], target: Target, batch: Batch) -> bool:
         """Declare what the delay needs; return whether the batch still waits for it."""
@@ -205,20 +211,32 @@ class RabbitMQProducer:
             raise PayloadError(f"native routing_key is a text, not {type(key).__name__}", backend=NAME)
         wanted = spec is None or spec.unroutable == "raise"
         return Route(
-            self._names.exchange(topic).name, key, mandatory=wanted, unwanted=lambda: _nobody_wants(topic, key)
+            self._names.exchange(topic).name,
+            key,
+            mandatory=wanted,
+            unwanted=lambda: _nobody_wants(topic, key),
+            by_priority=not self._names.keeps_order(topic),
         )
 
     def _queue_route(self, message: Outbound) -> Route:
         destination = message.destination
         if isinstance(destination, ToGroup):
             queue = self._names.queue_name(destination.topic, destination.group)
-            return Route(_DEFAULT, queue, unwanted=lambda: _no_queue(queue))
+            by_priority = self._by_priority(message)
+            return Route(_DEFAULT, queue, unwanted=lambda: _no_queue(queue), by_priority=by_priority)
         if isinstance(destination, ToDead):
             queue = self._names.dead_queue_name(destination.topic, destination.group)
-            return Route(_DEFAULT, queue, unwanted=lambda: _no_queue(queue))
+            return Route(_DEFAULT, queue, unwanted=lambda: _no_queue(queue), by_priority=False)
         if isinstance(destination, ToInbox):
             return Route(_DEFAULT, destination.address, mandatory=False)
         raise TypeError(f"{type(destination).__name__} is no queue")
+
+    def _by_priority(self, message: Outbound) -> bool:
+        """Return whether queues may look at its priority: not where it would change an order that is promised."""
+        destination = message.destination
+        if isinstance(destination, ToTopic | ToGroup):
+            return not self._names.keeps_order(destination.topic)
+        return not isinstance(destination, ToDead)
 
     # --- lanes ---
 
@@ -228,7 +246,9 @@ class RabbitMQProducer:
             if idle is not None:
                 del self._lanes[idle.name]
                 idle.close()
-        lane = self._lanes[name] = Lane(name, self._link, self._limits.window, self._limits.attempt_timeout)
+        lane = self._lanes[name] = Lane(
+            name, self._link, self._limits.window, self._limits.attempt_timeout, self._clock
+        )
         return lane
 
     def _link_changed(self) -> None:

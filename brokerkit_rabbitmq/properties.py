@@ -101,7 +101,7 @@ def encode_properties(
     content_type: str | None = None,
     content_encoding: str | None = None,
     delivery_mode: int = PERSISTENT,
-    priority: int = 0,
+    priority: int | None = None,
     correlation_id: str | None = None,
     reply_to: str | None = None,
     timestamp: float = 0.0,
@@ -122,7 +122,7 @@ def encode_properties(
             raw = content_encoding.encode()
             parts += (LENGTH[len(raw)], raw)
         parts += (headers, b"\x02" if delivery_mode == PERSISTENT else b"\x01")
-        if priority:
+        if priority is not None:
             flags |= PRIORITY
             parts.append(LENGTH[priority])
         if correlation_id is not None:

@@ -34,7 +34,7 @@ _MOST_ROUTES = 1024
 class Route:
     """Where one message goes: exchange, routing key, further keys, and whether somebody must want it."""
 
-    __slots__ = ("exchange", "keys", "mandatory", "routing_key", "unwanted")
+    __slots__ = ("by_priority", "exchange", "keys", "mandatory", "routing_key", "unwanted")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Route:
         mandatory: bool = True,
         keys: tuple[str, ...] = (),
         unwanted: Callable[[], BrokerError] | None = None,
+        by_priority: bool = True,
     ) -> None:
         self.exchange = exchange
         self.routing_key = routing_key
@@ -51,6 +52,8 @@ class Route:
         self.keys = keys
         #: Makes the error of a message that no queue wants.
         self.unwanted = unwanted
+        #: Whether queues may deliver by priority.
+        self.by_priority = by_priority
 
 
 class Pending(enum.Enum):
@@ -107,6 +110,9 @@ class PublishChannel(Channel):
         self._sequence = 0
         #: Sequence number -> whose message it is, and its route.
         self.unconfirmed: dict[int, tuple[Batch, int, Route, int]] = {}
+        #: Whether the broker answered no to a message of this channel.
+        self.refused = False
+        self._retired = False
         self._oldest = 1
         self._returned: dict[int, BrokerError] = {}
         self._frames: dict[tuple[str, str, bool], bytes] = {}
@@ -123,7 +129,7 @@ class PublishChannel(Channel):
         if method is None:
             method = self._remember(address)
         sequence = self._sequence + 1
-        properties = encode_message(message, sequence, route.keys)
+        properties = encode_message(message, sequence, route.keys, by_priority=route.by_priority)
         frame_max = connection.tuning.frame_max
         if len(properties) + 20 > frame_max:
             raise MessageTooLarge(
@@ -159,6 +165,7 @@ class PublishChannel(Channel):
             self._answered(tag, bits & 1, None)
         elif method_id == NACK:
             tag, bits = _ANSWER.unpack_from(data, start + 4)
+            self.refused = True
             self._answered(tag, bits & 1, _refused)
         else:
             super().method(data, start, stop)
@@ -181,6 +188,14 @@ class PublishChannel(Channel):
                     self._settle(number, entry, failure)
             self._oldest = max(self._oldest, tag + 1)
         self._on_room()
+        if self._retired and not unconfirmed:
+            self.close_soon()
+
+    def retire(self) -> None:
+        """Close the channel when everything on it is answered; nothing more is published on it."""
+        self._retired = True
+        if not self.unconfirmed:
+            self.close_soon()
 
     def _settle(
         self, number: int, entry: tuple[Batch, int, Route, int], failure: Callable[[], BrokerError] | None

@@ -68,6 +68,13 @@ class RabbitMQSettings(BaseModel):
     )
 
     queue_type: Literal["quorum", "classic"] = Field("quorum", description="Of the queues that brokerkit declares.")
+    max_priority: int | None = Field(
+        None,
+        ge=1,
+        le=255,
+        description="Of the queues that brokerkit declares for groups without an order: deliver by priority up to this "
+        "one; makes them classic before 4.3.",
+    )
     delay: bool = Field(True, description="False: declare no exchanges and queues for delays, and offer none.")
     delay_queue_type: Literal["quorum", "classic"] | None = Field(
         None, description="Of the queues where delayed messages wait; `queue_type` when not set."

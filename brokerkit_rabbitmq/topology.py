@@ -151,12 +151,22 @@ class Delays:
     async def declare(self) -> None:
         """Declare the exchanges; note in `refused` that the broker does not let us."""
         try:
-            async with self._link.scratch(self._timeout) as channel:
-                await declare_all(channel, *self.wheel.frame())
+            await self._declare_frame()
         except BrokerError as error:
             if error.retryable:
                 raise
             self.refused = error
+
+    async def _declare_frame(self) -> None:
+        epoch = self._link.epoch
+        async with self._link.scratch(self._timeout) as channel:
+            await declare_all(channel, *self.wheel.frame())
+        self._known.clear()
+        self._epoch = epoch
+
+    def forget(self) -> None:
+        """Declare everything again before the next delay: somebody has deleted a part of it."""
+        self._epoch = 0
 
     def ready(self, digits: tuple[int, ...], target: Target) -> bool:
         """Return whether a message with this delay can be sent now."""
@@ -167,8 +177,7 @@ class Delays:
         async with self._lock:
             if self._epoch != self._link.epoch:
                 # The broker may have lost everything with the link.
-                self._known.clear()
-                self._epoch = self._link.epoch
+                await self._declare_frame()
             steps = [step for step in self.wheel.steps(digits) if step not in self._known]
             parts = [self.wheel.step(*step) for step in steps]
             if target not in self._known:

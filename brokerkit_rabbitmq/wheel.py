@@ -9,6 +9,10 @@ All messages of one queue live equally long, so they leave in the order in which
 Each target has a last queue of its own because the broker's worker that moves messages of a quorum queue stops
 when 32 of them cannot be delivered: a target that is gone then blocks only itself.  What nothing is bound for goes
 to ``bk.delay.lost``; its depth should be watched.
+
+Quorum queues of RabbitMQ 4.0 to 4.2 are two queues in one, and look for what is due at the head of the one for
+priorities above 4: a message there that is not due holds up those in the other that are.  On these versions the high
+priorities have levels of their own, whose digits are the letters from g (1) to u (15).
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ __all__ = ["LONGEST", "LOST", "OUT", "RADIX", "UNIT", "Binding", "Target", "Whee
 #: Seconds.
 UNIT = 0.1
 RADIX = 16
+#: How digits are written: those of a delay, and from `RADIX` on the same ones of the levels for high priorities.
+_DIGITS = "0123456789abcdef-ghijklmnopqrstu"
+#: The highest of the low priorities of a quorum queue before 4.3 (rabbit_fifo.erl).
+_LOW_PRIORITY = 4
 PLACES = 8
 #: Seconds; message-ttl of RabbitMQ is at most ten years.
 LONGEST = 315_360_000.0
@@ -103,6 +111,8 @@ class Wheel:
 
     def __init__(self, queue_type: str) -> None:
         self._queue_type = queue_type
+        #: Of the broker; set once it is known.
+        self.version: tuple[int, ...] = (0,)
 
     def frame(self) -> tuple[list[Exchange], list[Queue], list[Binding]]:
         """Return what every delay needs: the exchanges, the queue of the lost, and the ways past the zeros."""
@@ -116,15 +126,15 @@ class Wheel:
     def step(self, place: int, digit: int) -> tuple[Queue, Binding]:
         """Return the queue for one value of one digit, and its binding."""
         queue = Queue(
-            f"bk.delay.{place}.{digit:x}",
+            f"bk.delay.{place}.{_DIGITS[digit]}",
             arguments=self._arguments(
                 {
-                    "x-message-ttl": digit * RADIX**place * round(UNIT * 1000),
+                    "x-message-ttl": digit % RADIX * RADIX**place * round(UNIT * 1000),
                     "x-dead-letter-exchange": _exchange(place - 1),
                 }
             ),
         )
-        return queue, Binding(_exchange(place), queue.name, f"{_stars(place)}~{digit:x}.#")
+        return queue, Binding(_exchange(place), queue.name, f"{_stars(place)}~{_DIGITS[digit]}.#")
 
     def due(self, target: Target) -> tuple[Queue, Binding]:
         """Return the queue that passes on what is due for ``target``, and its binding."""
@@ -134,10 +144,17 @@ class Wheel:
         queue = Queue(f"bk.due.{target.name}", arguments=self._arguments(arguments))
         return queue, Binding(OUT, queue.name, f"{'*.' * PLACES}{target.word}")
 
+    def digits(self, delay: float, *, coarse: bool = False, priority: int = 0) -> tuple[int, ...]:
+        """Return what `digits_of` does, or the digits of the levels for high priorities where the broker needs them."""
+        digits = digits_of(delay, coarse=coarse)
+        if priority <= _LOW_PRIORITY or self._queue_type != "quorum" or not (4, 0) <= self.version < (4, 3):
+            return digits
+        return tuple(digit and digit + RADIX for digit in digits)
+
     def entry(self, digits: tuple[int, ...], target: Target) -> tuple[str, str]:
         """Return exchange and routing key to send to: the exchange of the highest digit that is not 0."""
         place = PLACES - 1 - next(index for index, digit in enumerate(digits) if digit)
-        return _exchange(place), ".".join([*(f"~{digit:x}" for digit in digits), target.word])
+        return _exchange(place), ".".join([*(f"~{_DIGITS[digit]}" for digit in digits), target.word])
 
     def steps(self, digits: tuple[int, ...]) -> list[tuple[int, int]]:
         """Return (place, digit) of the queues on the way."""

@@ -1,0 +1,1 @@
+"""RabbitMQ: brokerkit beside its peers, a raw socket and the Java client, on one private node."""

@@ -1,0 +1,1 @@
+"""The peers, each in the form that its own command expects."""
