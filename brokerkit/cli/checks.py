@@ -208,6 +208,8 @@ def _topic_findings(manager: Manager) -> Iterator[Finding]:
     else:
         yield _ok("capabilities", f"{len(offered)} of {len(Capability)} are offered, all that the backend has")
     for name, spec in manager.topology.items():
+        if name == _PROBE:
+            continue
         chosen = manager.topology.settings(name)
         declares = chosen is None or chosen.declare == "auto"
         for group in spec.groups or (None,):

@@ -29,6 +29,7 @@ def test_a_healthy_set_up_is_exit_code_0(app: Shell) -> None:
     assert code == 0
     assert texts(found, "wrong") == ""
     assert "jobs / crew exists as declared" in texts(found, "ok")
+    assert "brokerkit-doctor" not in texts(found, "ok"), "what doctor tries is no topic of the application"
     assert "BROKERKIT_URL of the environment" in texts(found, "ok")
     assert "nothing is wrong" in app.ok("doctor", "app")
 
