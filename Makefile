@@ -1,7 +1,8 @@
 ## make demo    the export service: workers in other processes make documents; BROKER=url OUT=folder
 ## make test    everything that CI checks: ruff, mypy --strict, all tests; needs Python 3.11+ and make
-## make test-rabbitmq4  the RabbitMQ tests on 4.x: Debian trixie's package in a folder of the cache; needs root
+## make test-rabbitmq4  the RabbitMQ tests and the suite on 4.x: Debian trixie's package in a folder of the cache; needs root
 ## make bench   the benchmarks, peers side by side; prints ratios and the targets they must reach
+## make soak    a million messages over RabbitMQ while faults strike, 10 minutes; SOAK="--minutes 1 --messages 50000"
 ## make docs    write the generated parts of docs/ again
 ## make clean   remove the environment and all caches
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PARALLEL    ?= -n 4 --dist worksteal
 # Instead of all tests, e.g. make unit PYTEST_ARGS="tests/unit -k order"
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint types brokers unit test-rabbitmq4 bench docs clean
+.PHONY: help demo test lint types brokers unit test-rabbitmq4 bench soak docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -70,7 +71,7 @@ test-rabbitmq4: export BROKERKIT_REQUIRE = rabbitmq
 test-rabbitmq4: $(STAMP)
 	@scripts/install-brokers.sh > /dev/null
 	$(BIN)/python -c "from brokerkit.testing.services.rabbitmq import newer_installation; print(newer_installation())"
-	$(BIN)/python -m pytest $(PARALLEL) tests/rabbitmq
+	$(BIN)/python -m pytest $(PARALLEL) tests/rabbitmq tests/conformance/test_rabbitmq_*.py
 
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
@@ -78,6 +79,12 @@ $(VENV)/.bench: $(STAMP)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+# Arguments of the run; python -m soak --help lists them.
+SOAK ?=
+soak: $(STAMP)
+	@scripts/install-brokers.sh > /dev/null
+	$(BIN)/python -m soak $(SOAK)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

@@ -13,6 +13,7 @@ from brokerkit.registry import backend_for_url
 from brokerkit.testing.embedded import EmbeddedHarness
 from brokerkit.testing.harness import Harness
 from brokerkit.testing.plugin import matrices
+from brokerkit.testing.rabbitmq import RabbitMQUrlHarness
 from brokerkit.testing.report import Matrix
 
 __all__ = ["harness_for", "run"]
@@ -27,6 +28,8 @@ def harness_for(url: str) -> Harness:
     backend = backend_for_url(url)
     if backend.name == "embedded":
         return EmbeddedHarness(url, backend)
+    if backend.name == "rabbitmq":
+        return RabbitMQUrlHarness(backend, url)
     return Harness(backend, url=url)
 
 

@@ -24,6 +24,7 @@ from brokerkit.spi import (
 )
 from brokerkit.testing.deadlines import eventually
 from brokerkit.testing.ledger import Ledger
+from brokerkit.testing.services.rabbitmq import RabbitMQControl
 from brokerkit_rabbitmq.backend import RabbitMQBackend
 from brokerkit_rabbitmq.connection import RabbitMQConnection
 from brokerkit_rabbitmq.link import Link
@@ -43,6 +44,7 @@ __all__ = [
     "outbound",
     "publishing_link",
     "send",
+    "state",
     "take",
     "working",
 ]
@@ -141,6 +143,18 @@ async def balanced(ledger: Ledger, *, doubled: int, within: float = LONG) -> Non
     assert runs <= doubled, f"{runs} runs too many, at most {doubled} are explained\n{ledger}"
 
 
+def state(node: RabbitMQControl, vhost: str, queue: str = QUEUE) -> tuple[int, int, int]:
+    """Return how many messages of a queue are ready and unacknowledged, and its consumers; -1 where unknown."""
+    found = node.queue(queue, vhost)
+    if found is None:
+        return -1, -1, -1
+    return (
+        -1 if found.ready is None else found.ready,
+        -1 if found.unacked is None else found.unacked,
+        -1 if found.consumers is None else found.consumers,
+    )
+
+
 # --- drivers --------------------------------------------------------------------------------------------------
 
 
@@ -165,12 +179,14 @@ async def connected(
 
 def publishing_link(connection: Any) -> Link:
     """Return the link that messages are published on."""
-    return connection._publishing
+    link: Link = connection._publishing
+    return link
 
 
 def consuming_link(connection: Any) -> Link:
     """Return the link for everything but publishing."""
-    return connection._consuming
+    link: Link = connection._consuming
+    return link
 
 
 def outbound(

@@ -18,7 +18,6 @@ from brokerkit.testing.services.rabbitmq import RabbitMQControl, RabbitMQNode
 from tests.rabbitmq.scene import (
     CLOCK,
     LONG,
-    QUEUE,
     TOPIC,
     balanced,
     connected,
@@ -27,6 +26,7 @@ from tests.rabbitmq.scene import (
     outbound,
     publishing_link,
     send,
+    state,
     take,
     working,
 )
@@ -57,7 +57,9 @@ async def test_in_a_memory_alarm_publishers_wait_to_their_deadline_and_consumers
         (outcome,) = await send(connection, blocked, ledger)
         assert isinstance(outcome, SendTimeout), outcome
         assert 1.9 <= CLOCK.monotonic() - began < 10.0
-        await eventually(lambda: publishing_link(connection).amqp.blocked, what="the word of the broker")  # type: ignore[union-attr]
+        amqp = publishing_link(connection).amqp
+        assert amqp is not None
+        await eventually(lambda: amqp.blocked is not None, what="the word of the broker")
         (outcome,) = await send(connection, made(ledger, 1), ledger)
         assert isinstance(outcome, SendTimeout), outcome
         assert "block" in outcome.message
@@ -124,14 +126,14 @@ async def test_a_retry_in_a_disk_alarm_keeps_its_original_and_does_not_loop(
         await asyncio.to_thread(own_node.set_disk_alarm, True)
         alarmed.set()
         await eventually(
-            lambda: own_node.queue(QUEUE, own_vhost).unacked == 1,  # type: ignore[union-attr]
+            lambda: state(own_node, own_vhost)[1] == 1,
             what="the unacknowledged original",
         )
         until = CLOCK.monotonic() + 2.5
         while CLOCK.monotonic() < until:
             assert starts == [1], "the message was started again while nothing could be sent"
             await CLOCK.sleep(0.1)
-        assert own_node.queue(QUEUE, own_vhost).ready == 0  # type: ignore[union-attr]
+        assert state(own_node, own_vhost)[0] == 0
         await asyncio.to_thread(own_node.set_disk_alarm, False)
         await balanced(ledger, doubled=2)
         assert set(starts[1:]) <= {1, 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.rabbitmq.scene import (
     outbound,
     publishing_link,
     send,
+    state,
     take,
     working,
 )
@@ -39,7 +41,7 @@ BUSY = 10.0
 
 
 @pytest.fixture
-def proxy(shared_node: RabbitMQControl):  # type: ignore[no-untyped-def]
+def proxy(shared_node: RabbitMQControl) -> Iterator[FaultProxy]:
     with FaultProxy(shared_node.address.host, shared_node.address.port) as proxy:
         yield proxy
 
@@ -107,7 +109,7 @@ async def test_a_send_whose_confirm_was_lost_is_sent_again_with_its_id_and_resol
         proxy.swallow("down")
         ledger.sent("lost")
         sending = asyncio.create_task(sender.send(TOPIC, b"second", message_id="lost"))
-        await eventually(lambda: (shared_node.queue("orders:work", vhost).ready or 0) == 2, what="the stored message")
+        await eventually(lambda: state(shared_node, vhost)[0] == 2, what="the stored message")
         assert not sending.done()
         proxy.swallow(None)
         proxy.reset()
@@ -141,7 +143,7 @@ async def test_resets_under_load_lose_nothing(shared_node: RabbitMQControl, vhos
 
 
 async def test_a_link_that_falls_silent_is_replaced_within_20_s_for_publishing_and_consuming(
-    shared_node: RabbitMQControl, vhost: str, proxy: FaultProxy, record_property: pytest.RecordProperty
+    shared_node: RabbitMQControl, vhost: str, proxy: FaultProxy, record_property: Callable[[str, object], None]
 ) -> None:
     ledger = Ledger()
     direct = shared_node.address.url(vhost)
@@ -254,7 +256,12 @@ class Booting(Answer):
 
 @pytest.mark.parametrize(
     "words",
-    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x01\x01\x00\x0a", b"\x01\x00\x00\xff\xff\xff\xff" + b"x" * 99],
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
+        pytest.param(b"AMQP\x01\x01\x00\x0a", id="another version"),
+        pytest.param(b"\x01\x00\x00\xff\xff\xff\xff" + b"x" * 99, id="a frame of 4 GiB"),
+    ],
 )
 async def test_a_handshake_that_is_cut_or_no_amqp_is_an_error_in_time_and_tried_again(
     shared_node: RabbitMQControl, vhost: str, proxy: FaultProxy, words: bytes
@@ -288,11 +295,13 @@ async def test_a_port_that_flaps_is_tried_until_it_stays(
     proxy.refuse()
     with pytest.raises(BrokerUnavailable):
         await manager_on(url).connect()
-    patient = asyncio.create_task(manager_on(url, {"connection_attempts": 50}).connect())
+    manager = manager_on(url, {"connection_attempts": 50})
+    patient = asyncio.create_task(manager.connect())
     await CLOCK.sleep(0.3)
     assert not patient.done()
     proxy.accept()
     await within(30.0, patient, "a connection")
+    await manager.aclose()
     async with (
         working(manager_on(url), ledger, concurrency=5, prefetch=10),
         manager_on(url) as sender,
@@ -327,7 +336,7 @@ async def test_a_loop_that_stalls_for_more_than_two_heartbeats_loses_no_message(
         await traffic.more(10)
         await traffic.stop()
         await balanced(ledger, doubled=1 + 10)
-        link = publishing_link(await worker.connection())  # type: ignore[arg-type]
+        link = publishing_link(await worker.connection())
         assert link.epoch >= 1
         assert (await worker.monitor.health()).healthy
 
@@ -392,8 +401,7 @@ async def test_cancelling_sends_receives_and_acknowledgements_anywhere_leaves_no
         done.set()
         await within(30.0, reader, "the reader")
         assert cancelled, "no send was cancelled in time"
-        for lane in producer._lanes.values():
-            await eventually(lambda lane=lane: lane.idle, 30.0, f"lane {lane.name} to be idle")
+        await eventually(lambda: all(lane.idle for lane in producer._lanes.values()), 30.0, "idle lanes")
         await eventually(lambda: not producer._preparing, 30.0, "the declarations to end")
         assert publishing_link(connection).epoch == consuming_link(connection).epoch == 1
     await balanced(ledger, doubled=0)

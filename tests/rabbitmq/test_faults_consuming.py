@@ -31,6 +31,7 @@ from tests.rabbitmq.scene import (
     outbound,
     publishing_link,
     send,
+    state,
     take,
     working,
 )
@@ -51,7 +52,7 @@ async def test_a_worker_whose_queue_was_deleted_declares_it_again_and_goes_on(
         await eventually(lambda: ledger.settled, LONG, "the first message")
         await asyncio.to_thread(shared_node.delete_queue, QUEUE, vhost)
         await eventually(lambda: shared_node.queue(QUEUE, vhost), LONG, "the queue to be back")
-        await eventually(lambda: shared_node.queue(QUEUE, vhost).consumers, LONG, "its consumer")  # type: ignore[union-attr]
+        await eventually(lambda: state(shared_node, vhost)[2] > 0, LONG, "its consumer")
         for _ in range(10):
             ledger.confirmed(await sender.send(TOPIC, b"x"))
         await balanced(ledger, doubled=0)
@@ -167,12 +168,12 @@ async def test_a_handler_that_ends_after_a_reconnection_raises_nothing_and_its_r
             await manager.start()
             ledger.confirmed(await manager.send(TOPIC, b"x"))
             await within(LONG, running.wait(), "the handler")
-            link = consuming_link(await manager.connection())  # type: ignore[arg-type]
+            link = consuming_link(await manager.connection())
             proxy.reset()
             await eventually(lambda: link.epoch == 2 and link.amqp is not None, LONG, "the new connection")
             go.set()
             await eventually(
-                lambda: (state := shared_node.queue(QUEUE, vhost)) and (state.ready, state.unacked) == (0, 0),
+                lambda: state(shared_node, vhost)[:2] == (0, 0),
                 LONG,
                 "the redelivery to be settled",
             )

@@ -23,7 +23,6 @@ from brokerkit.testing.services.rabbitmq import RabbitMQControl, RabbitMQNode
 from tests.rabbitmq.scene import (
     LONG,
     ORDERS,
-    QUEUE,
     TOPIC,
     balanced,
     connected,
@@ -32,6 +31,7 @@ from tests.rabbitmq.scene import (
     outbound,
     publishing_link,
     send,
+    state,
     take,
     working,
 )
@@ -203,7 +203,7 @@ async def test_a_refused_message_is_sent_again_until_there_is_room(shared_node: 
                 ledger.confirmed(outcome.message_id)
     async with manager_on(url, topics=topics) as patient:
         sending = asyncio.create_task(patient.send_many(TOPIC, [b"x"] * 20))
-        await eventually(lambda: (shared_node.queue(QUEUE, vhost).ready or 0) == 5)  # type: ignore[union-attr]
+        await eventually(lambda: state(shared_node, vhost)[0] == 5, what="a full queue")
         async with working(manager_on(url, topics=topics), ledger):
             for outcome in await within(LONG, sending, "the sends that were refused at first"):
                 assert outcome.error is None

@@ -106,6 +106,25 @@ def test_a_message_arrives_as_it_was_sent(message: Outbound, sequence: int, keys
 
 
 @given(messages)
+def test_a_priority_that_no_queue_may_deliver_by_arrives_all_the_same(message: Outbound) -> None:
+    raw = encode_message(message, 1, by_priority=False)
+
+    assert spec.BasicProperties().decode(raw).priority is None
+    inbound = received(raw)
+    assert inbound.priority == message.priority
+    assert dict(inbound.headers) == dict(message.headers)
+
+
+@pytest.mark.parametrize(("text", "priority"), [("-3", 0), ("300", 9), ("nan", 0), ("much", 0), (7, 7), (True, 1)])
+def test_a_hidden_priority_that_a_foreign_sender_made_up_is_a_priority(text: object, priority: int) -> None:
+    assert received(from_pika(headers={"bk-prio": text})).priority == priority
+
+
+def test_priority_zero_is_said_as_quorum_queues_from_4_3_on_take_none_for_four() -> None:
+    assert spec.BasicProperties().decode(encode_message(outbound(), 1)).priority == 0
+
+
+@given(messages)
 def test_a_message_that_is_handed_on_twice_is_still_the_same(message: Outbound) -> None:
     once = received(encode_message(message, 1))
     twice = received(encode_message(sent_on(once), 2, ("a key",)))

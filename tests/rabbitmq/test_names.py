@@ -22,9 +22,10 @@ def names(
     native: dict[str, Any] | None = None,
     queue_type: str = "quorum",
     version: tuple[int, ...] = (3, 10, 8),
+    max_priority: int | None = None,
 ) -> Names:
     spec = TopicSpec(name="orders", native=native or {}, groups={each.name: each for each in groups})
-    made = Names({"orders": spec}, queue_type)
+    made = Names({"orders": spec}, queue_type, max_priority)
     made.version = version
     return made
 
@@ -204,6 +205,33 @@ def test_a_topic_has_priorities_only_when_all_its_groups_have() -> None:
     assert not names(with_them, without).has_priorities("orders")
     assert not names().has_priorities("orders")
     assert not names(with_them).has_priorities("others")
+
+
+def test_priorities_for_all_leave_alone_what_is_ordered_or_adopted_or_says_otherwise() -> None:
+    plain, other = group(), group({"max_priority": 3})
+    ordered, adopted = group(ordered=True), group({"queue": "q"})
+    made = names(max_priority=9)
+
+    assert made.queue("orders", plain).arguments == {**OWN_CLASSIC, "x-max-priority": 9}
+    assert made.queue("orders", other).arguments == {**OWN_CLASSIC, "x-max-priority": 3}
+    assert made.queue("orders", ordered).arguments == {**OWN_QUORUM, "x-single-active-consumer": True}
+    assert made.queue("orders", adopted).arguments == {}
+    # They come out in the order in which they died.
+    assert made.dead_queue("orders", plain).arguments == OWN_QUORUM
+
+
+def test_priorities_for_all_are_those_of_groups_to_come_too() -> None:
+    assert names(max_priority=9).has_priorities("orders")
+    assert names(max_priority=9).has_priorities("others")
+    assert names(version=(4, 3)).has_priorities("orders")
+    assert not names(group(ordered=True), max_priority=9).has_priorities("orders")
+    assert not names(group({"queue": "q"}), max_priority=9).has_priorities("orders")
+
+
+def test_one_ordered_group_is_enough_for_a_topic_to_keep_its_order() -> None:
+    assert names(group(), group(name="audit", ordered=True)).keeps_order("orders")
+    assert not names(group()).keeps_order("orders")
+    assert not names(group()).keeps_order("others")
 
 
 def test_an_adopted_queue_has_the_priorities_that_are_named() -> None:

@@ -100,6 +100,35 @@ def test_the_times_to_live_on_the_way_add_up_to_the_delay(delay: float, coarse: 
     assert all(type(life) is int and 0 < life <= 315_360_000_000 for life in lives)
 
 
+def levels(wheel: Wheel, delay: float, priority: int) -> list[Queue]:
+    return [wheel.step(*step)[0] for step in wheel.steps(wheel.digits(delay, priority=priority))]
+
+
+@given(delays, st.integers(0, 9), st.booleans())
+def test_high_priorities_wait_as_long_in_other_levels_where_they_would_hold_others_up(
+    delay: float, priority: int, coarse: bool
+) -> None:
+    wheel, digits = Wheel("quorum"), digits_of(delay, coarse=coarse)
+    wheel.version = (4, 0, 5)
+    own = wheel.digits(delay, coarse=coarse, priority=priority)
+
+    assert seconds(tuple(digit % RADIX for digit in own)) == seconds(digits)
+    assert wheel.steps(own) == [(place, digit + RADIX * (priority > 4)) for place, digit in wheel.steps(digits)]
+    (low,), (high,) = levels(wheel, 0.3, 4), levels(wheel, 0.3, 5)
+    assert (low.name, high.name) == ("bk.delay.0.3", "bk.delay.0.i")
+    assert low.arguments == high.arguments
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"), [("quorum", (3, 13, 7)), ("quorum", (4, 3)), ("classic", (4, 0, 5)), ("quorum", (0,))]
+)
+def test_elsewhere_all_priorities_wait_in_the_same_levels(kind: str, version: tuple[int, ...]) -> None:
+    wheel = Wheel(kind)
+    wheel.version = version
+
+    assert levels(wheel, 1234.5, 9) == levels(wheel, 1234.5, 0)
+
+
 # --- names ------------------------------------------------------------------------------------------------------
 
 
@@ -280,20 +309,22 @@ def broker(wheel: Wheel, some: Iterable[Target], steps: Iterable[tuple[int, int]
 @given(
     st.lists(targets, min_size=1, max_size=4, unique=True),
     st.lists(st.tuples(delays, st.booleans(), st.integers(0, 3), st.lists(keys, max_size=2)), min_size=1, max_size=4),
+    st.integers(0, 9),
 )
-@example([Target("", "a"), Target("", "b")], [(5.0, False, 1, ["a.a.a.a.a.a.a.a.q%2Ea", "a.a.a.a.a.a.a.a.~q%2Eb"])])
+@example([Target("", "a"), Target("", "b")], [(5.0, False, 1, ["a.a.a.a.a.a.a.a.q%2Ea", "a.a.a.a.a.a.a.a.~q%2Eb"])], 9)
 @settings(max_examples=150)
 def test_every_message_goes_through_the_queues_of_its_digits_to_its_target_and_nowhere_else(
-    some: list[Target], messages: list[tuple[float, bool, int, list[str]]]
+    some: list[Target], messages: list[tuple[float, bool, int, list[str]]], priority: int
 ) -> None:
     wheel = Wheel("quorum")
-    ways = [digits_of(delay, coarse=coarse) for delay, coarse, _, _ in messages]
+    wheel.version = (4, 0, 5)
+    ways = [wheel.digits(delay, coarse=coarse, priority=priority) for delay, coarse, _, _ in messages]
     router = broker(wheel, some, (step for digits in ways for step in wheel.steps(digits)))
 
     for digits, (_, _, chosen, further) in zip(ways, messages, strict=True):
         target = some[chosen % len(some)]
         exchange, key = wheel.entry(digits, target)
-        expected = [f"bk.delay.{place}.{digit:x}" for place, digit in wheel.steps(digits)]
+        expected = [wheel.step(*step)[0].name for step in wheel.steps(digits)]
         expected += [f"bk.due.{target.name}", sink(target)]
 
         way = router.way(exchange, (key, *further))

@@ -172,7 +172,11 @@ class RabbitMQControl(ErlangTerminal):
     def configure(self, name: str, value: int | bool) -> None:
         """Change a setting of the running server until its next start, such as consumer_timeout in milliseconds."""
         term = str(value).lower() if isinstance(value, bool) else str(value)
-        self.evaluate(f"ok = application:set_env(rabbit, binary_to_atom({binary(name)}, utf8), {term})")
+        # What 4.x looks at for every message it copies to a place of its own when it starts.
+        self.evaluate(
+            f"Name = binary_to_atom({binary(name)}, utf8), ok = application:set_env(rabbit, Name, {term}), "
+            f"case persistent_term:get(Name, none) of none -> ok; _ -> ok = persistent_term:put(Name, {term}) end"
+        )
 
     def stop_app(self) -> None:
         """Stop the broker and leave its process running, as ``rabbitmqctl stop_app`` does."""
