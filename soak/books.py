@@ -17,7 +17,7 @@ __all__ = ["Books"]
 #: Seconds that two readings of the clock, one of them through the store, may differ by rounding.
 _ROUNDING = 0.001
 #: Messages that an evidence names, and the seconds before and after one of its instants whose faults it shows.
-_NAMED, _AROUND = 20, 20.0
+_NAMED, _AROUND = 10, 20.0
 
 
 @dataclass
@@ -46,6 +46,9 @@ class Books:
     #: Longest time without a confirm, and without a handler that ended, in seconds, and when it began.
     pause_confirming: tuple[float, float] = (0.0, 0.0)
     pause_handling: tuple[float, float] = (0.0, 0.0)
+    #: Seconds from a confirm to the first time that the message was handled: of one in a hundred, and the longest.
+    slow: float = 0.0
+    slowest: float = 0.0
     began: float = 0.0
     last_confirm: float = 0.0
     #: When the last message was handled for the first time.
@@ -124,6 +127,9 @@ class Books:
         self.runs = len(instants)
         self.most_runs = max(runs, default=0)
         self.last_handled = max(first, default=0.0)
+        waits = sorted(first[n] - instant for n, instant in enumerate(self._confirmed_at) if instant and first[n])
+        if waits:
+            self.slow, self.slowest = waits[len(waits) * 99 // 100], waits[-1]
         self.pause_handling, _ = _longest_pause(self.began, instants)
         for number, count in enumerate(runs):
             if count:
@@ -164,6 +170,7 @@ class Books:
         table = [(label, f"{figure:,}", remark) for label, figure, remark in rows]
         for what, (pause, since) in (("confirm", self.pause_confirming), ("handled message", self.pause_handling)):
             table.append((f"longest without a {what}", f"{pause:.1f} s", f"from second {since - self.began:.1f} on"))
+        table.append(("longest from confirm to handling", f"{self.slowest:.1f} s", f"99% within {self.slow:.1f} s"))
         return table
 
     def evidence(self, diary: Iterable[Strike]) -> list[str]:

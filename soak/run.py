@@ -68,7 +68,8 @@ async def soak(plan: Plan) -> int:
     books = await asyncio.to_thread(Books.read, plan.folder)
     if code == 0 and (run.problems or not books.balanced):
         code = 1
-    run.show(books)
+    # Interrupted, what was under way looks like lost and is not.
+    run.show(books, evidence=code != 130)
     return code
 
 
@@ -197,8 +198,8 @@ class _Run:
             flush=True,
         )
 
-    def show(self, books: Books) -> None:
-        """Print the ledger, and where it does not balance the evidence."""
+    def show(self, books: Books, *, evidence: bool) -> None:
+        """Print the ledger, what went wrong, and with ``evidence`` why the books do not balance."""
         diary = [] if self._faults is None else self._faults.diary
         rows = [*books.rows(), ("dead letters", f"{self._dead:,}", "must be 0")]
         if self._drained is not None:
@@ -217,5 +218,5 @@ class _Run:
             print(f"  {label:<33}{figure:>10}  {remark}".rstrip())
         chronicle = [f"{strike.began - books.began:8.1f} s  {strike}\n" for strike in diary]
         (self._plan.folder / "faults.txt").write_text("".join(chronicle))
-        for line in (*self.problems, *books.evidence(diary)):
+        for line in (*self.problems, *(books.evidence(diary) if evidence else ())):
             print(line)
