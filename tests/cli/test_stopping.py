@@ -91,6 +91,11 @@ def test_the_third_signal_waits_for_nothing(shell: Shell) -> None:
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_terminal_that_is_closed_stops_the_worker(app: Shell, processes: str) -> None:
+    def take_terminal() -> None:
+        # Whoever runs the tests may have left them a SIGHUP that is ignored, which would be respected.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     terminal, inner = os.openpty()
     worker = subprocess.Popen(
         [SCRIPT, "worker", "app", "--processes", processes],
@@ -100,7 +105,7 @@ def test_a_terminal_that_is_closed_stops_the_worker(app: Shell, processes: str) 
         stdout=inner,
         stderr=inner,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(inner)
     try:

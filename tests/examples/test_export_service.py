@@ -160,7 +160,9 @@ def test_the_template_that_fails_twice_is_tried_a_third_time(runs: Mapping[str, 
     assert one.figures["retried"] >= reports
     failed = Counter(line["task_id"] for line in one.journal() if line["what"] == "failed")
     done = {path.stem for path in (one.folder / DOCUMENTS).iterdir()}
-    assert set(failed.values()) == {2} and failed.keys() <= done
+    # The killed worker may have taken the word about a failure with it.
+    told = {count for task_id, count in failed.items() if task_id not in one.account["killed"]["in_work"]}
+    assert told == {2} and failed.keys() <= done
 
 
 def test_a_worker_is_killed_at_work_and_started_again(runs: Mapping[str, Run]) -> None:

@@ -751,12 +751,14 @@ def return_a_lock(body: bytes) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("work", "reason", "text"),
-    [(hang, "exhausted", "its process was killed"), (die, "worker-crash", "exit code 7")],
+    ("work", "timeout", "reason", "text"),
+    [(hang, 1, "exhausted", "its process was killed"), (die, 60, "worker-crash", "exit code 7")],
 )
-async def test_a_process_that_hangs_or_dies_is_a_failed_attempt(work: Any, reason: str, text: str) -> None:
+async def test_a_process_that_hangs_or_dies_is_a_failed_attempt(
+    work: Any, timeout: float, reason: str, text: str
+) -> None:
     manager = AsyncManager(settings={"url": "memory://"})
-    manager.add_handler(T, work, executor="process", timeout=1, retry=RetryPolicy(max_attempts=2, base_delay=0))
+    manager.add_handler(T, work, executor="process", timeout=timeout, retry=RetryPolicy(max_attempts=2, base_delay=0))
     async with manager:
         await manager.start()
         await manager.send(T, b"x")

@@ -32,8 +32,9 @@ CELL_SIZE, CELL_LEADING, CELL_PADDING = 8.5, 10.5, 3.0
 #: More lines than that in one cell are cut: a row must fit on a page.
 CELL_LINES = 12
 
-# reportlab keeps fonts by name for the whole process: two threads must not register them both.
-_registering = threading.Lock()
+# reportlab keeps fonts by name for the whole process, and reads each through one file position when it writes the
+# glyphs that a document needs: two threads at it at once get each other's (KeyError, now and then).
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +48,14 @@ class _Row:
 
 def render(document: Document) -> bytes:
     """The letter as PDF.  A character that the typeface does not have becomes a question mark."""
-    with _registering:
-        _fonts()
     file = io.BytesIO()
-    canvas = Canvas(file, pagesize=A4, invariant=1, lang="en")
-    canvas.setTitle(document.title)
-    canvas.setAuthor(document.sender.name)
-    _Letter(canvas, document).draw()
-    canvas.save()
+    with _one_at_a_time:
+        _fonts()
+        canvas = Canvas(file, pagesize=A4, invariant=1, lang="en")
+        canvas.setTitle(document.title)
+        canvas.setAuthor(document.sender.name)
+        _Letter(canvas, document).draw()
+        canvas.save()
     return file.getvalue()
 
 
