@@ -23,7 +23,7 @@ __all__ = ["Suspects"]
 _PATIENCE = 5.0
 #: The same for a copy that did not arrive here: most likely another process of the group has it.  Where the group
 #: is long it waits for its place, and no patience would be enough.
-_ARRIVAL_PATIENCE = 1.0
+_ARRIVAL_PATIENCE = 0.25
 #: Ids of messages that this process gave back unstarted; when they come again they are no suspects.
 _REMEMBERED = 10_000
 
