@@ -12,8 +12,8 @@ from brokerkit.errors import AccessRefused, BrokerError, Closed, TopicNotFound
 from brokerkit.spi import Clock, Inbound, wait
 from brokerkit_rabbitmq.consuming import ConsumeChannel
 from brokerkit_rabbitmq.decoding import Decoder
-from brokerkit_rabbitmq.errors import NAME
-from brokerkit_rabbitmq.link import Link, fresh
+from brokerkit_rabbitmq.errors import NAME, fresh
+from brokerkit_rabbitmq.link import Link
 from brokerkit_rabbitmq.sources import Source
 
 __all__ = ["RabbitMQConsumer"]

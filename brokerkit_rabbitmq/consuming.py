@@ -149,11 +149,8 @@ class ConsumeChannel(Channel):
     # --- coming in ---
 
     def content(self, method_id: int, method: bytes, header: bytes, body: bytes) -> None:
-        if method_id == DELIVER and self.error is None:
-            self.take(method, header, body)
-
-    def take(self, method: bytes, header: bytes, body: bytes) -> None:
-        """Hand on one message; ``method`` is laid out as basic.deliver."""
+        if method_id != DELIVER or self.error is not None:
+            return
         start = 1 + method[0]
         (tag,) = _U64.unpack_from(method, start)
         self._last = tag

@@ -21,7 +21,7 @@ from brokerkit.errors import (
     TopologyConflict,
 )
 
-__all__ = ["NAME", "close_error", "link_error", "unknown_outcome"]
+__all__ = ["NAME", "close_error", "fresh", "link_error", "unknown_outcome"]
 
 #: The name of the backend in errors.
 NAME = "rabbitmq"
@@ -98,6 +98,13 @@ def unknown_outcome(cause: BrokerError) -> SendTimeout:
     error = SendTimeout(f"the outcome is unknown, no confirm came before this: {cause.message}", backend=NAME)
     error.__cause__ = cause
     return error
+
+
+def fresh(error: BrokerError) -> BrokerError:
+    """Return a copy of an error that several callers raise: each adds a context and a traceback of its own."""
+    copy = type(error)(error.message, topic=error.topic, backend=error.backend, retryable=error.retryable)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def link_error(exc: BaseException, where: str) -> BrokerError:

@@ -7,7 +7,8 @@ from collections import deque
 
 from brokerkit.errors import BrokerError
 from brokerkit.spi import Clock, Outbound
-from brokerkit_rabbitmq.link import Link, fresh
+from brokerkit_rabbitmq.errors import fresh
+from brokerkit_rabbitmq.link import Link
 from brokerkit_rabbitmq.publishing import Batch, PublishChannel, Route
 
 __all__ = ["Lane"]

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from brokerkit.errors import AccessRefused, BrokerError, BrokerUnavailable, Closed, ConfigurationError
 from brokerkit.spi import Clock, Timer, wait
 from brokerkit_rabbitmq.channel import Channel
 from brokerkit_rabbitmq.dialing import Dialer
-from brokerkit_rabbitmq.errors import NAME
+from brokerkit_rabbitmq.errors import NAME, fresh
 from brokerkit_rabbitmq.protocol import Amqp
 from brokerkit_rabbitmq.settings import Address
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 __all__ = ["Link", "Reconnecting"]
 
@@ -99,12 +96,9 @@ class Link:
         """Open a channel; wait for the connection for ``timeout`` seconds."""
         return await (await self.ready(timeout)).open_channel(kind, *arguments)
 
-    def scratch(self, timeout: float) -> AbstractAsyncContextManager[Channel]:
-        """Return a context with a channel for calls that the broker may answer by closing it."""
-        return self._scratch(timeout)
-
     @asynccontextmanager
-    async def _scratch(self, timeout: float) -> AsyncIterator[Channel]:
+    async def scratch(self, timeout: float) -> AsyncIterator[Channel]:
+        """Give a channel for calls that the broker may answer by closing it."""
         channel = await self.open_channel(timeout, Channel)
         try:
             yield channel
@@ -249,13 +243,6 @@ class Link:
             await asyncio.wait((keeper,))
         self.amqp = None
         self.listeners.clear()
-
-
-def fresh(error: BrokerError) -> BrokerError:
-    """Return a copy of an error that several callers raise: each adds a context and a traceback of its own."""
-    copy = type(error)(error.message, topic=error.topic, backend=error.backend, retryable=error.retryable)
-    copy.__cause__ = error.__cause__
-    return copy
 
 
 def _all_failed(errors: Sequence[BrokerError]) -> BrokerError:

@@ -149,22 +149,9 @@ class RabbitMQProducer:
             raise ConfigurationError(
                 f"delays are not possible here: {self._delays.refused.message}", backend=NAME
             ) from self._delays.refused
-        destination = message.destination
-        if isinstance(destination, ToTopic):
-            straight = self._topic_route(destination.topic, message)
-            target = Target(self._names.due_exchange(destination.topic) or straight.exchange)
-            # The wheel has keys of its own.  "Everything" of a topic exchange matches those too, no other binding does.
-            untagged = not straight.routing_key and self._names.topic_keys(destination.topic).exchange_type == "topic"
-            keys = () if untagged else (straight.routing_key,)
-            if not target.exchange:
-                # The default exchange: the key is the name of a queue, and each queue is a target of its own.
-                target, keys = Target("", straight.routing_key), ()
-            if "~" in straight.routing_key:
-                raise PayloadError("a routing key with '~' cannot be delayed", backend=NAME)
-        else:
-            target, keys = Target("", self._queue_route(message).routing_key), ()
+        target, keys = self._target(message)
         # A retry may come a little later; everything else at its time.
-        coarse = isinstance(destination, ToGroup)
+        coarse = isinstance(message.destination, ToGroup)
         by_priority = self._by_priority(message)
         priority = message.priority if by_priority else 0
         digits = self._delays.wheel.digits(due - self._clock.time(), coarse=coarse, priority=priority)
@@ -176,6 +163,23 @@ class RabbitMQProducer:
         exchange, routing_key = self._delays.wheel.entry(digits, target)
         lane = self._lanes.get(_WHEEL) or self._open_lane(_WHEEL)
         lane.add(message, Route(exchange, routing_key, keys=keys, by_priority=by_priority), batch, index)
+
+    def _target(self, message: Outbound) -> tuple[Target, tuple[str, ...]]:
+        """Return where a message goes when it is due, and the keys that it needs there beside those of the wheel."""
+        destination = message.destination
+        if not isinstance(destination, ToTopic):
+            return Target("", self._queue_route(message).routing_key), ()
+        straight = self._topic_route(destination.topic, message)
+        key = straight.routing_key
+        if "~" in key:
+            raise PayloadError("a routing key with '~' cannot be delayed", backend=NAME)
+        exchange = self._names.due_exchange(destination.topic) or straight.exchange
+        if not exchange:
+            # The default exchange: the key is the name of a queue, and each queue is a target of its own.
+            return Target("", key), ()
+        # "Everything" of a topic exchange matches the keys of the wheel too; no other binding does.
+        untagged = not key and self._names.topic_keys(destination.topic).exchange_type == "topic"
+        return Target(exchange), () if untagged else (key,)
 
     async def _prepared(self, digits: tuple[int, ...], target: Target, batch: Batch) -> bool:
         """Declare what the delay needs; return whether the batch still waits for it."""

@@ -38,7 +38,6 @@ TIMESTAMP = 1 << 6
 TYPE = 1 << 5
 USER_ID = 1 << 4
 APP_ID = 1 << 3
-CLUSTER_ID = 1 << 2
 
 _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")

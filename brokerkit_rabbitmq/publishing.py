@@ -12,7 +12,7 @@ from pika import spec
 
 from brokerkit.errors import BrokerError, Closed, MessageTooLarge, SendRefused, TopicNotFound, Unroutable
 from brokerkit_rabbitmq.channel import Channel
-from brokerkit_rabbitmq.errors import NAME, unknown_outcome
+from brokerkit_rabbitmq.errors import NAME, fresh, unknown_outcome
 from brokerkit_rabbitmq.frames import ACK, NACK, RETURN, content_frames, publish_frame
 from brokerkit_rabbitmq.mapping import encode_message, sequence_of
 from brokerkit_rabbitmq.properties import decode_properties
@@ -233,7 +233,7 @@ class PublishChannel(Channel):
             if number in returned:
                 batch.settle(index, returned[number])
             elif culprit is None or number in culprit:
-                batch.settle(index, _blame(error))
+                batch.settle(index, fresh(error))
             else:
                 batch.settle(index, unknown_outcome(error))
         self._on_room()
@@ -262,9 +262,3 @@ def _culprit(error: BrokerError, entries: dict[int, tuple[Batch, int, Route, int
         largest = max((size for _, _, _, size in entries.values()), default=0)
         return frozenset([next(number for number, entry in entries.items() if entry[3] == largest)] if entries else ())
     return None
-
-
-def _blame(error: BrokerError) -> BrokerError:
-    copy = type(error)(error.message, backend=NAME, retryable=error.retryable)
-    copy.__cause__ = error.__cause__
-    return copy
