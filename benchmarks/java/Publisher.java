@@ -16,10 +16,17 @@ public final class Publisher {
         int count = Integer.parseInt(arguments[1]);
         int window = Integer.parseInt(arguments[2]);
         int size = Integer.parseInt(arguments[3]);
+        // The default exchange, or a topic exchange of that name.
+        String exchange = arguments.length > 4 ? arguments[4] : "";
+        String key = exchange.isEmpty() ? queue : "";
         ConnectionFactory factory = new ConnectionFactory();
         factory.setUri(System.getenv("BENCH_AMQP_URL"));
         try (Connection connection = factory.newConnection(); Channel channel = connection.createChannel()) {
             channel.queueDeclare(queue, true, false, false, Map.of("x-queue-type", "quorum"));
+            if (!exchange.isEmpty()) {
+                channel.exchangeDeclare(exchange, "topic", true);
+                channel.queueBind(queue, exchange, "#");
+            }
             byte[] body = new byte[size];
             Arrays.fill(body, (byte) 'x');
             Semaphore room = new Semaphore(window);
@@ -41,20 +48,27 @@ public final class Publisher {
             });
             channel.confirmSelect();
             // The compiler of the JVM needs some thousand rounds.
-            publish(channel, queue, body, count / 2, window, room, unconfirmed);
+            publish(channel, exchange, key, body, count / 2, window, room, unconfirmed);
             long began = System.nanoTime();
-            publish(channel, queue, body, count, window, room, unconfirmed);
+            publish(channel, exchange, key, body, count, window, room, unconfirmed);
             System.out.println(count * 1e9 / (System.nanoTime() - began));
         }
     }
 
     private static void publish(
-            Channel channel, String queue, byte[] body, int count, int window, Semaphore room, Map<Long, Boolean> unconfirmed)
+            Channel channel,
+            String exchange,
+            String key,
+            byte[] body,
+            int count,
+            int window,
+            Semaphore room,
+            Map<Long, Boolean> unconfirmed)
             throws Exception {
         for (int number = 0; number < count; number++) {
             room.acquire();
             unconfirmed.put(channel.getNextPublishSeqNo(), true);
-            channel.basicPublish("", queue, true, MessageProperties.PERSISTENT_BASIC, body);
+            channel.basicPublish(exchange, key, true, MessageProperties.PERSISTENT_BASIC, body);
         }
         room.acquire(window);
         room.release(window);

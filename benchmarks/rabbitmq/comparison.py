@@ -23,6 +23,7 @@ __all__ = ["comparison"]
 _SEND_MANY, _SENDS = "brokerkit, send_many", f"brokerkit, {WINDOW:,} concurrent send"
 _HANDLED, _IN_THREADS = "brokerkit, handled", "brokerkit, handled in threads"
 _BY_TOPIC = "raw socket by topic exchange, publish"
+_JAVA_BY_TOPIC = "Java client by topic exchange, publish"
 _ROUND_TRIP_BY_TOPIC = "raw socket by topic exchange, round trip, ms"
 _ROUND_TRIP, _LONE = "raw socket, round trip, ms", "brokerkit, lone send, ms"
 
@@ -79,6 +80,7 @@ class _Contest:
         add(_SENDS, lambda: ours_side.run(ours.sends, url, most))
         if java is not None:
             found["Java client, publish"] = partial(java.publish, most)
+            found[_JAVA_BY_TOPIC] = partial(java.publish, most, "bench.by-topic")
         add("raw socket, consume", lambda: raw_side.run(raw.consume, url, most))
         add(_HANDLED, lambda: ours_side.run(ours.handled, url, most))
         add(_IN_THREADS, lambda: ours_side.run(ours.handled_in_threads, url, most))
@@ -140,6 +142,7 @@ class _Contest:
                 ("raw socket, publish", 0.6),
                 (_BY_TOPIC, None),
                 ("Java client, publish", 0.9),
+                (_JAVA_BY_TOPIC, None),
             ):
                 rows += self._ratio(what, name, peer, target)
         for peer, target in (("FastStream, handled", 8), ("Taskiq, handled", 8), ("raw socket, consume", 0.4)):

@@ -33,9 +33,9 @@ class JavaPublisher:
         self._path = f"{folder}/*:{folder}"
         _run("javac", "-cp", self._path, "-d", str(folder), str(_SOURCE))
 
-    def publish(self, count: int) -> float:
-        """Return messages a second."""
-        arguments = ("bench.java", str(count), str(WINDOW), str(len(BODY)))
+    def publish(self, count: int, exchange: str = "") -> float:
+        """Return messages a second, through the default exchange or through a topic exchange of that name."""
+        arguments = (f"bench.java{exchange}", str(count), str(WINDOW), str(len(BODY)), *filter(None, (exchange,)))
         return float(_run("java", "-cp", self._path, "Publisher", *arguments))
 
 
