@@ -56,7 +56,7 @@ types: $(STAMP)
 
 # Installs what can be installed; what is there then must not be skipped.
 brokers: $(STAMP)
-	@scripts/install-brokers.sh > $(VENV)/.brokers
+	@scripts/install-brokers.sh $(BIN)/python > $(VENV)/.brokers
 
 unit: $(STAMP) brokers
 ifneq ($(PYTEST_ARGS),)
@@ -69,7 +69,7 @@ endif
 test-rabbitmq4: export BROKERKIT_TEST_RABBITMQ4 = 1
 test-rabbitmq4: export BROKERKIT_REQUIRE = rabbitmq
 test-rabbitmq4: $(STAMP)
-	@scripts/install-brokers.sh > /dev/null
+	@scripts/install-brokers.sh $(BIN)/python > /dev/null
 	$(BIN)/python -c "from brokerkit.testing.services.rabbitmq import newer_installation; print(newer_installation())"
 	$(BIN)/python -m pytest $(PARALLEL) tests/rabbitmq tests/conformance/test_rabbitmq_*.py
 
@@ -83,7 +83,7 @@ bench: $(VENV)/.bench
 # Arguments of the run; python -m soak --help lists them.
 SOAK ?=
 soak: $(STAMP)
-	@scripts/install-brokers.sh > /dev/null
+	@scripts/install-brokers.sh $(BIN)/python > /dev/null
 	$(BIN)/python -m soak $(SOAK)
 
 docs: $(STAMP)

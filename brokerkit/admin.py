@@ -32,9 +32,12 @@ from brokerkit.spi import (
     Connection,
     ConsumerDriver,
     DeadLetters,
+    Diagnose,
+    Finding,
     GroupSpec,
     Inbound,
     Manage,
+    NativeAdmin,
     Outbound,
     Purge,
     ToGroup,
@@ -233,6 +236,35 @@ class Admin:
             return done
         finally:
             await driver.aclose()
+
+    # --- what is not portable ---
+
+    async def native(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        """Await ``call`` with the administration of the one backend in use, and return its result.
+
+        ``await manager.admin.native(lambda rocketmq: rocketmq.lag("orders", "billing"))``: what it has is the
+        backend's; RocketMQ's is `brokerkit_rocketmq.admin.RocketMQAdmin`.  Raise `CapabilityNotSupported` for a
+        backend without one.
+        """
+        link = self._link()
+        connection = await link.connection()
+        if not isinstance(connection, NativeAdmin):
+            raise CapabilityNotSupported(
+                f"{link.backend.name} has no administration beyond the portable one", backend=link.backend.name
+            )
+        try:
+            return await call(connection.native_admin)
+        except BrokerError as error:
+            error.with_context(backend=link.backend.name)
+            raise
+
+    async def diagnose(self) -> list[Finding]:
+        """Return what the backend finds good, doubtful and wrong with its broker; empty where it does not look.
+
+        Creates and changes nothing; `brokerkit doctor` shows it.
+        """
+        connection = await self._link().connection()
+        return list(await connection.diagnose()) if isinstance(connection, Diagnose) else []
 
     # --- shared ---
 

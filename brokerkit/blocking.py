@@ -37,6 +37,8 @@ R = TypeVar("R")
 
 #: Payloads of one `send_many` that are taken from the caller's iterable at once.
 _PART = 5_000
+#: Seconds after which `run` hears a signal that did not wake it.
+_LOOK = 0.5
 
 _INSIDE = (
     "a blocking call of a Manager on its own event loop would wait for itself; "
@@ -276,7 +278,7 @@ class Manager(Router):
         request = StopRequest()
         with stop_signals(lambda: self._gate.call_soon(request)):
             try:
-                self._gate.call(lambda: self.aio._run_until(request))
+                self._gate.call(lambda: self.aio._run_until(request), look=_LOOK)
             except Closed:
                 # Another thread closed the manager, which ends `run` as `stop` does.
                 if not self._gate.closed:

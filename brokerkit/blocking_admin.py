@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from brokerkit.admin import Admin, DeadLetter
 from brokerkit.gate import Gate
 from brokerkit.metrics import MetricsSnapshot
 from brokerkit.monitor import Health, Lag, Monitor, QueueStatus
-from brokerkit.spi import GroupStats
+from brokerkit.spi import Finding, GroupStats
 from brokerkit.topic import Topic
 
 __all__ = ["BlockingAdmin", "BlockingMonitor"]
+
+T = TypeVar("T")
 
 
 class BlockingAdmin:
@@ -80,6 +82,22 @@ class BlockingAdmin:
     ) -> int:
         """Delete dead letters for good; return how many.  ``ids`` and ``limit`` as in `redrive`."""
         return self._gate.call(partial(self._admin.discard, topic, group, ids, limit=limit))
+
+    def native(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        """Run ``call`` with the administration of the one backend in use, and return its result.
+
+        ``manager.admin.native(lambda rocketmq: rocketmq.lag("orders", "billing"))``: what it has is the backend's, and
+        asynchronous; RocketMQ's is `brokerkit_rocketmq.admin.RocketMQAdmin`.  Raise `CapabilityNotSupported` for a
+        backend without one.
+        """
+        return self._gate.call(partial(self._admin.native, call))
+
+    def diagnose(self) -> list[Finding]:
+        """Return what the backend finds good, doubtful and wrong with its broker; empty where it does not look.
+
+        Creates and changes nothing; `brokerkit doctor` shows it.
+        """
+        return self._gate.call(self._admin.diagnose)
 
 
 class BlockingMonitor:

@@ -45,21 +45,29 @@ class RocketMQKeys(SettingsModel):
     enabled: bool | None = Field(None, description="False: no connection, and every call raises. True when not set.")
     name_server: str | None = Field(None, description="Name servers, as host:port joined by `;` or `,`.")
     producer_group: str | None = Field(None, description="Producer group that the broker shows.")
-    consumer_group: str | None = Field(None, description="Default for the top-level `consumer_group`; used verbatim.")
+    consumer_group: str | None = Field(
+        None, description="Default for the top-level `consumer_group`; on `topic` the native group as it stands."
+    )
     topic: str | None = Field(None, description="Default for the top-level `topic`.")
     tag: str | None = Field(None, description="Tag filter of the export tasks.")
     max_message_size: int | None = Field(None, ge=1, description="Bytes. Default for the top-level key.")
     send_timeout: int | None = Field(None, ge=1, description="Milliseconds. Default for `attempt_timeout`.")
-    retry_times: int | None = Field(None, ge=0, description="Accepted; `send_timeout` bounds the repeated sends.")
-    consumer_thread_min: int | None = Field(None, ge=1, description="Accepted; threads are made when needed.")
+    retry_times: int | None = Field(
+        None, ge=0, description="Accepted; the top-level `send_timeout` bounds the repeated sends."
+    )
+    consumer_thread_min: int | None = Field(
+        None, ge=1, description="Accepted, without effect: threads are made when needed."
+    )
     consumer_thread_max: int | None = Field(None, ge=1, description="Concurrency of the export task handler.")
-    consume_message_batch_max_size: int | None = Field(None, ge=1, description="Messages to a call of the handler.")
+    consume_message_batch_max_size: int | None = Field(
+        None, ge=1, description="Accepted: a handler of tasks gets them one by one."
+    )
     pull_batch_size: int | None = Field(None, ge=1, description="Messages to a pull request.")
     pull_interval: int | None = Field(None, ge=0, description="Milliseconds between pull requests.")
     consume_timeout: float | None = Field(None, gt=0, description="Minutes. Default for `handler_timeout`.")
     max_reconsume_times: int | None = Field(None, ge=0, description="n means `retry.max_attempts` n + 1.")
     suspend_current_queue_time: int | None = Field(
-        None, ge=0, description="Milliseconds that an ordered queue waits after a failure."
+        None, ge=0, description="Milliseconds until an ordered queue that could not be locked is tried again."
     )
     access_key: str | None = Field(None, description="ACL access key.")
     secret_key: str | None = Field(None, description="ACL secret key.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
 
 from brokerkit import codec
 from brokerkit.envelope import message_of
-from brokerkit.errors import AlreadySettled, check_seconds
+from brokerkit.errors import AlreadySettled, DecodeError, check_seconds
 from brokerkit.message import Message
 from brokerkit.spi import Inbound
 
@@ -96,6 +96,8 @@ class Delivery:
 
     def payload(self, type: Any = Any) -> Any:
         """Return the body decoded into ``type``; raise `DecodeError` when it does not fit."""
+        if self._inbound.problem is not None:
+            raise DecodeError(self._inbound.problem)
         return codec.decode(self._inbound.body, type)
 
     async def ack(self) -> None:

@@ -112,8 +112,10 @@ class Gate:
         """Allow calls again after `close`.  Starts nothing."""
         self._closed = False
 
-    def call(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def call(self, start: Callable[[], Coroutine[Any, Any, T]], *, look: float = -1) -> T:
         """Run the coroutine that ``start()`` makes on the loop; return its result or raise its error.
+
+        ``look``: seconds after which a signal is heard at the latest, in the main thread; -1: as the system wakes it.
 
         ``start`` runs on the loop too, and both see the caller's context variables.  An interrupted caller
         (KeyboardInterrupt) cancels the coroutine and does not wait for it.  Raise `Closed` when the gate is closed
@@ -127,7 +129,10 @@ class Gate:
         call = _Call(start, contextvars.copy_context())
         try:
             engine.submit(call)
-            call.wait()
+            # A signal that comes while Python is about to wait, or that the system gives to another thread, is noted,
+            # and nobody wakes the main thread to run its handler.
+            while not call.wait(look):
+                pass
         except BaseException:  # KeyboardInterrupt, or what another signal handler raises
             engine.abandon(call)
             raise

@@ -15,7 +15,7 @@ from brokerkit.clock import Clock
 from brokerkit.deadlines import DeadlineTable
 from brokerkit.delivery import Delivery, Settler
 from brokerkit.envelope import message_of
-from brokerkit.errors import Closed
+from brokerkit.errors import Closed, DecodeError
 from brokerkit.executors import ThreadExecutor
 from brokerkit.handler import CallPlan
 from brokerkit.metrics import Metrics
@@ -82,6 +82,8 @@ class Invocation:
         delivery: Delivery | None = None
         began = clock.monotonic()
         try:
+            if inbound.problem is not None:
+                raise DecodeError(inbound.problem)
             if self._decode is not None:
                 arguments = [self._decode(inbound.body)]
             else:

@@ -40,6 +40,8 @@ class Link:
         self._lock = asyncio.Lock()
         #: Topic name -> the spec it was declared with.
         self._declared: dict[str, TopicSpec] = {}
+        #: Topic name -> held while it is declared.
+        self._declaring: dict[str, asyncio.Lock] = {}
         self.closed = False
 
     # --- connecting ---
@@ -127,7 +129,14 @@ class Link:
         return spec is not None and spec is self.topology[topic]
 
     async def declare(self, topic: str) -> None:
-        """Declare or verify the topic and every group the application knows, as its ``declare`` setting says."""
+        """Declare or verify the topic and every group the application knows, as its ``declare`` setting says.
+
+        Calls at the same time wait for the first one: what is half made already looks as if it were there.
+        """
+        async with self._declaring.setdefault(topic, asyncio.Lock()):
+            await self._declare(topic)
+
+    async def _declare(self, topic: str) -> None:
         connection = await self.connection()
         spec = self.topology.ensure(topic)
         if self._declared.get(topic) is spec:

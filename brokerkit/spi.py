@@ -16,7 +16,7 @@ All methods are called on the event loop that `Backend.connect` ran on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from brokerkit.clock import Clock, SystemClock, Timer, wait
 from brokerkit.errors import BrokerError
@@ -26,6 +26,7 @@ from brokerkit.spi_data import (
     ConnectOptions,
     ConsumerOptions,
     Destination,
+    Finding,
     GroupSpec,
     GroupStats,
     Inbound,
@@ -52,6 +53,7 @@ __all__ = [
     "TopicSpec",
     "GroupSpec",
     "GroupStats",
+    "Finding",
     "ConnectOptions",
     "ConsumerOptions",
     # required
@@ -63,10 +65,12 @@ __all__ = [
     "AtomicSettle",
     "Browse",
     "DeadLetters",
+    "Diagnose",
     "InboxDriver",
     "Inboxes",
     "Lease",
     "Manage",
+    "NativeAdmin",
     "Purge",
     "SettleBarrier",
     "StartMarks",
@@ -315,4 +319,30 @@ class DeadLetters(Protocol):
         Its `receive` returns () at once when none is left.  What is acknowledged is gone; what is released
         or left at `aclose` stays a dead letter in its place.
         """
+        ...
+
+
+# --- optional, without a capability -----------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Diagnose(Protocol):
+    """Connections that know what commonly goes wrong with their broker."""
+
+    async def diagnose(self) -> Sequence[Finding]:
+        """Look for it, also in the topics and groups of `ConnectOptions.topics`.
+
+        Creates and changes nothing, and takes some seconds at most.  What cannot be found out, for lack of a
+        permission or an answer, is left out or is advice; no `BrokerError` is raised for it.
+        """
+        ...
+
+
+@runtime_checkable
+class NativeAdmin(Protocol):
+    """Connections that can administer what is not portable."""
+
+    @property
+    def native_admin(self) -> Any:
+        """An object with asynchronous methods of this one backend; `brokerkit.Admin.native` hands it out."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from brokerkit.clock import Clock, SystemClock
 
@@ -26,6 +26,7 @@ __all__ = [
     "TopicSpec",
     "GroupSpec",
     "GroupStats",
+    "Finding",
     "ConnectOptions",
     "ConsumerOptions",
 ]
@@ -133,6 +134,9 @@ class Inbound:
     #: With START_MARKS: 1 + the number of starts that ended with the process, so it adds to ``bk-attempt``.
     #: Otherwise the broker's own count of deliveries, where it has one; used only where ``bk-attempt`` is missing.
     native_attempt: int = 1
+    #: Why ``body`` is not what was sent but what the broker stored: compressed and the library is missing, or damaged.
+    #: No handler is given it; the message is a dead letter ``undecodable``.
+    problem: str | None = None
     token: Any = None
     #: The client library's own message, for applications that need what is not portable.
     native: Any = None
@@ -236,6 +240,17 @@ class GroupStats:
     source: str
     #: When they were true, seconds since the epoch.
     as_of: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that ``brokerkit doctor`` looked at.  A ``wrong`` one makes its exit code 1, an ``advice`` does not."""
+
+    level: Literal["ok", "advice", "wrong"]
+    about: str
+    text: str
+    #: What to do about it.
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,12 +67,32 @@ class RabbitMQConsumer:
 
     async def open(self) -> None:
         """Subscribe, and again whenever the link or the channel was lost.  Raise why it cannot be done."""
-        await self._subscribe()
+        await self._subscribe_first()
         self._keeper = asyncio.get_running_loop().create_task(
             self._keep(), name=f"brokerkit-consumer-{self._source.name}"
         )
 
-    async def _subscribe(self) -> ConsumeChannel:
+    async def _subscribe_first(self) -> None:
+        """Subscribe; try again for the timeout what may pass.
+
+        A quorum queue that another connection declares right now is there before it can be consumed: the broker then
+        answers 541 INTERNAL_ERROR and drops the connection (3.10.8: ``noproc`` in rabbit_quorum_queue:consume).
+        """
+        deadline = self._clock.monotonic() + self._timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._subscribe(deadline - self._clock.monotonic())
+                return
+            except BrokerError as error:
+                if not error.retryable or self._clock.monotonic() + pause >= deadline:
+                    raise
+                log.debug("%s cannot be consumed yet: %s", self._source.name, error)
+            await self._clock.sleep(pause)
+            self._check()
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _subscribe(self, timeout: float) -> None:
         generation = self._generation + 1
 
         decode, take = self._decoder.decode, self._take
@@ -82,7 +102,7 @@ class RabbitMQConsumer:
             if self._generation == generation:
                 take(decode((generation, tag), redelivered, address, method, header, body))
 
-        channel = await self._link.open_channel(self._timeout, ConsumeChannel, deliver)
+        channel = await self._link.open_channel(timeout, ConsumeChannel, deliver)
         try:
             # Before the first delivery, which may come with the answer.
             self._generation = generation
@@ -93,7 +113,6 @@ class RabbitMQConsumer:
             self._channel = None
             channel.close_soon()
             raise
-        return channel
 
     async def _keep(self) -> None:
         pause = _FIRST_PAUSE
@@ -106,7 +125,7 @@ class RabbitMQConsumer:
                 self._generation += 1
                 self._buffer.clear()
             try:
-                await self._subscribe()
+                await self._subscribe(self._timeout)
                 self._failure = None
                 pause = _FIRST_PAUSE
                 continue

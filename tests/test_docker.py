@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tomllib
@@ -15,11 +16,17 @@ from typing import Any
 import pytest
 import yaml
 
+from brokerkit import Manager
+from brokerkit.settings import Settings
+from brokerkit.testing.deadlines import eventually_sync
 from brokerkit.testing.services.rabbitmq import RabbitMQNode, RabbitMQOptions
+from brokerkit.testing.services.rocketmq import RocketMQOptions, RocketMQServer, registered_brokers
 from brokerkit.url import BrokerUrl
+from brokerkit_rocketmq.backend import RocketMQBackend
 from examples.export_service.tasks import read_tasks
 from tests.cli.conftest import Shell
 from tests.rabbitmq.nodes import installation_or_skip
+from tests.rocketmq.servers import installation_or_skip as rocketmq_installation_or_skip
 from tests.test_deploying import LONGEST_STOP, is_taken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +107,7 @@ def test_the_image_installs_extras_and_groups_that_exist() -> None:
     extras = {name for names in re.findall(r'"\.\[([\w,]+)\]"', run) for name in names.split(",")}
     groups = set(re.findall(r"--group (\w+)", run))
 
-    assert {"cli", "rabbitmq"} <= extras <= set(project()["project"]["optional-dependencies"])
+    assert {"cli", "rabbitmq", "rocketmq"} <= extras <= set(project()["project"]["optional-dependencies"])
     assert "demo" in groups <= set(project()["dependency-groups"])
 
 
@@ -153,7 +160,7 @@ def test_the_services_share_the_broker_and_its_volume() -> None:
         assert service["volumes"] == [f"data:{directory}"]
         assert image_environment()["BROKERKIT_URL"] in service["environment"]["BROKERKIT_URL"]
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).resolve().is_file()
-    assert set(composition()["volumes"]) == {"data", "rabbitmq"}
+    assert set(composition()["volumes"]) == {"data", "rabbitmq", "rocketmq"}
 
 
 def test_the_engine_waits_for_the_drain_of_the_worker() -> None:
@@ -211,7 +218,7 @@ def test_the_rabbitmq_of_the_services_is_there_only_where_it_is_asked_for() -> N
     rabbitmq = services["rabbitmq"]
 
     assert rabbitmq["profiles"] == ["rabbitmq"]
-    assert services["worker"]["depends_on"] == {"rabbitmq": {"condition": "service_healthy", "required": False}}
+    assert services["worker"]["depends_on"]["rabbitmq"] == {"condition": "service_healthy", "required": False}
     assert all(port.startswith("127.0.0.1:") for port in rabbitmq["ports"])
 
 
@@ -245,3 +252,77 @@ def test_the_rabbitmq_of_the_services_starts_with_our_configuration_and_answers_
         node.stop_app()
         result = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
         assert result.returncode != 0, result.stdout
+
+
+# --- the RocketMQ of the services -------------------------------------------------------------------------------
+
+
+def rocketmq_services() -> dict[str, Any]:
+    return {name: one for name, one in composition()["services"].items() if name.startswith("rocketmq")}
+
+
+def broker_conf() -> dict[str, str]:
+    lines = (DOCKER / "rocketmq-broker.conf").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" = ", 1) for line in lines if not line.startswith("#"))
+
+
+def test_the_rocketmq_of_the_services_is_there_only_where_it_is_asked_for() -> None:
+    services = rocketmq_services()
+
+    assert {tuple(one["profiles"]) for one in services.values()} == {("rocketmq",)}
+    worker = composition()["services"]["worker"]["depends_on"]
+    assert worker["rocketmq"] == {"condition": "service_healthy", "required": False}
+    ports = [port for one in services.values() for port in one.get("ports", [])]
+    assert ports and all(port.startswith("127.0.0.1:") for port in ports)
+    assert {one["image"] for one in services.values()} == {"apache/rocketmq:4.9.4"}
+
+
+def test_clients_are_told_an_address_of_the_rocketmq_that_they_reach() -> None:
+    assert broker_conf()["brokerIP1"] in rocketmq_services()
+    (mounted,) = [volume for volume in rocketmq_services()["rocketmq"]["volumes"] if volume.startswith("./")]
+    source, target, _ = mounted.split(":")
+    assert (DOCKER / source).is_file() and target in rocketmq_services()["rocketmq"]["command"]
+
+
+def test_the_urls_that_lead_to_the_rocketmq_name_its_name_server() -> None:
+    (shown,) = re.findall(r"BROKERKIT_URL=(rocketmq:\S+)", (DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+    name_servers = {name for name, one in rocketmq_services().items() if "mqnamesrv" in one["command"]}
+
+    assert {f"{host}:{port}" for host, port in BrokerUrl.parse(shown).hosts} == {
+        f"{name}:9876" for name in name_servers
+    }
+    assert rocketmq_services()["rocketmq"]["environment"]["NAMESRV_ADDR"] in {f"{name}:9876" for name in name_servers}
+    (outside,) = re.findall(r"rocketmq://127\S+", (DOCKER / "rocketmq-broker.conf").read_text(encoding="utf-8"))
+    assert BrokerUrl.parse(outside).query["address_map"] == f"{broker_conf()['brokerIP1']}=127.0.0.1"
+
+
+def test_the_rocketmq_of_the_services_takes_a_message_from_this_machine_with_our_configuration() -> None:
+    settings = broker_conf()
+    # Here this name leads nowhere, as the name of a service does outside its network.
+    name = settings.pop("brokerIP1")
+    with RocketMQServer(RocketMQOptions(settings=settings), installation=rocketmq_installation_or_skip()) as server:
+        # Now and not at the start: the server waits until its broker is registered under an address that it knows.
+        server.configure({"brokerIP1": name})
+        (address,) = {broker.address for broker in server.address.brokers}
+        told = f"{name}:{address.rpartition(':')[2]}"
+        eventually_sync(
+            lambda: set(registered_brokers(server.address.name_servers[0]).values()) == {told},
+            within=120,
+            what=f"the registration of {told}",
+        )
+        url = f"{server.url}?address_map={name}=127.0.0.1"
+        with Manager(url, backend=RocketMQBackend(), settings=Settings()) as manager:
+            manager.admin.declare("orders", "billing", start="earliest")
+            manager.send("orders", "paid")
+            with manager.consume("orders", group="billing") as deliveries:
+                assert next(iter(deliveries)).payload(str) == "paid"
+
+
+def test_the_health_checks_of_the_rocketmq_see_whether_it_listens() -> None:
+    for name, port in (("rocketmq-names", 9876), ("rocketmq", 10911)):
+        command = rocketmq_services()[name]["healthcheck"]["test"][1:]
+        assert f"/127.0.0.1/{port}" in command[-1]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            here = command[-1].replace(str(port), str(server.getsockname()[1]))
+            assert subprocess.run([*command[:-1], here], timeout=60, check=False).returncode == 0
+        assert subprocess.run([*command[:-1], here], capture_output=True, timeout=60, check=False).returncode != 0

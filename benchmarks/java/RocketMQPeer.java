@@ -159,11 +159,13 @@ public final class RocketMQPeer {
 
     private static String received(MessageExt message) {
         Map<String, String> properties = new TreeMap<>(message.getProperties());
+        // Null when it is empty.
+        byte[] body = message.getBody() == null ? new byte[0] : message.getBody();
         StringBuilder text = new StringBuilder("{\"topic\":").append(quoted(message.getTopic()))
                 .append(",\"id\":").append(quoted(message.getMsgId()))
                 .append(",\"tag\":").append(quoted(message.getTags()))
                 .append(",\"keys\":").append(quoted(message.getKeys()))
-                .append(",\"body\":").append(quoted(Base64.getEncoder().encodeToString(message.getBody())))
+                .append(",\"body\":").append(quoted(Base64.getEncoder().encodeToString(body)))
                 .append(",\"broker\":").append(quoted(message.getBrokerName()))
                 .append(",\"queue\":").append(message.getQueueId())
                 .append(",\"offset\":").append(message.getQueueOffset())
@@ -262,25 +264,34 @@ public final class RocketMQPeer {
         byte[] body = new byte[Integer.parseInt(told.get("size"))];
         Arrays.fill(body, (byte) 'x');
         AtomicInteger failed = new AtomicInteger();
-        Measure measure = new Measure();
-        switch (told.get("mode")) {
-            case "sync" -> {
-                for (int number = 0; number < count; number++) {
-                    check(producer.send(new Message(topic, body)), failed);
-                }
-            }
-            case "batch" -> {
-                for (int number = 0; number < count; number += window) {
-                    List<Message> messages = new ArrayList<>();
-                    for (int one = 0; one < Math.min(window, count - number); one++) {
-                        messages.add(new Message(topic, body));
-                    }
-                    check(producer.send(messages), failed);
-                }
-            }
-            default -> sendAsync(topic, body, count, window, failed);
+        String mode = told.get("mode");
+        int warm = Integer.parseInt(told.getOrDefault("warm", "0"));
+        if (warm > 0) {
+            sendAll(mode, topic, body, warm, window, failed);
+            failed.set(0);
         }
+        Measure measure = new Measure();
+        sendAll(mode, topic, body, count, window, failed);
         say(measure.figure(count) + ",\"failed\":" + failed.get());
+    }
+
+    private void sendAll(String mode, String topic, byte[] body, int count, int window, AtomicInteger failed)
+            throws Exception {
+        if (mode.equals("sync")) {
+            for (int number = 0; number < count; number++) {
+                check(producer.send(new Message(topic, body)), failed);
+            }
+        } else if (mode.equals("batch")) {
+            for (int number = 0; number < count; number += window) {
+                List<Message> messages = new ArrayList<>();
+                for (int one = 0; one < Math.min(window, count - number); one++) {
+                    messages.add(new Message(topic, body));
+                }
+                check(producer.send(messages), failed);
+            }
+        } else {
+            sendAsync(topic, body, count, window, failed);
+        }
     }
 
     private void sendAsync(String topic, byte[] body, int count, int window, AtomicInteger failed) throws Exception {
@@ -311,8 +322,9 @@ public final class RocketMQPeer {
         }
     }
 
-    /** From the first handled message to the last of "count", with the client's own settings. */
+    /** From the first message after "warm" others to the last of "count", with the client's own settings. */
     private void rateOfConsuming(Map<String, String> told) throws Exception {
+        int warm = Integer.parseInt(told.getOrDefault("warm", "0"));
         int count = Integer.parseInt(told.get("count"));
         AtomicLong seen = new AtomicLong();
         CountDownLatch done = new CountDownLatch(1);
@@ -321,9 +333,9 @@ public final class RocketMQPeer {
         DefaultMQPushConsumer counting = consumerOf(told);
         counting.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
             long number = seen.incrementAndGet();
-            if (number == 1) {
+            if (number == warm + 1) {
                 measure.set(new Measure());
-            } else if (number == count) {
+            } else if (number == warm + count) {
                 figure.set(measure.get().figure(count - 1));
                 done.countDown();
             }

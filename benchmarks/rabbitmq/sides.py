@@ -83,7 +83,7 @@ class Tally:
             self._done(Figure(self._count - 1, time.perf_counter() - self._began, time.process_time() - self._cpu))
 
 
-async def by_tasks(send: Callable[[], Awaitable[object]], count: int) -> Figure:
+async def by_tasks(send: Callable[[], Awaitable[object]], count: int, window: int = WINDOW) -> Figure:
     """Send ``count`` messages by as many tasks as the window is wide, each one after the other."""
     await send()
     left = iter(range(count))
@@ -94,7 +94,7 @@ async def by_tasks(send: Callable[[], Awaitable[object]], count: int) -> Figure:
 
     watch = Stopwatch()
     with watch.running():
-        await asyncio.gather(*(sender() for _ in range(min(WINDOW, count))))
+        await asyncio.gather(*(sender() for _ in range(min(window, count))))
     return Figure(count, watch.wall, watch.cpu)
 
 

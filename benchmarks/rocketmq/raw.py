@@ -16,38 +16,20 @@ from benchmarks.measure import Stopwatch
 from benchmarks.rabbitmq.sides import BODY, Figure
 from brokerkit.testing.services.rocketmq import ask
 
-__all__ = ["QUEUES", "make_topics", "pull", "round_trips", "send", "send_batches"]
+__all__ = ["QUEUES", "fill", "pull", "round_trips", "send", "send_batches"]
 
 #: Of each topic, on the one broker.
 QUEUES = 8
 
 #: org.apache.rocketmq.remoting.protocol.RequestCode
-_PULL, _UPDATE_AND_CREATE_TOPIC, _GET_MAX_OFFSET, _SEND, _SEND_BATCH = 11, 17, 30, 310, 320
+_PULL, _GET_MAX_OFFSET, _SEND, _SEND_BATCH = 11, 30, 310, 320
 _TOPIC = "bench-raw"
 _LONE_TOPIC = "bench-raw-lone"
 #: Of one pull; what a broker gives at most by default.
 _PULLED = 32
 _MOST = 1 << 18
 #: How an answer begins that says yes; the brokers of 4.9 and 5.x write their fields in this order.
-_TAKEN, _FOUND = b'{"code":0,', b'{"code":0,'
-
-
-def make_topics(broker: str, names: Sequence[str]) -> None:
-    """Create topics, each with `QUEUES` queues."""
-    for name in names:
-        fields = {
-            "topic": name,
-            "defaultTopic": "TBW102",
-            "readQueueNums": str(QUEUES),
-            "writeQueueNums": str(QUEUES),
-            "perm": "6",
-            "topicFilterType": "SINGLE_TAG",
-            "topicSysFlag": "0",
-            "order": "false",
-        }
-        answer = ask(broker, _UPDATE_AND_CREATE_TOPIC, fields)
-        if answer.code != 0:
-            raise RuntimeError(f"{broker} does not make the topic {name}: {answer.remark}")
+_YES = b'{"code":0,'
 
 
 def send(broker: str, count: int, window: int) -> Figure:
@@ -59,6 +41,17 @@ def send_batches(broker: str, count: int, window: int) -> Figure:
     """Do the same with batches of 32, of which ``window`` messages are under way."""
     frames = [_batch_frame(_TOPIC, queue, _PULLED) for queue in range(QUEUES)]
     return _sent(broker, frames, count // _PULLED, max(1, window // _PULLED), _PULLED)
+
+
+def fill(broker: str, topic: str, count: int) -> None:
+    """Store at least ``count`` messages in a topic, evenly over its queues."""
+    turn = _PULLED * QUEUES
+    client = _Client(broker)
+    try:
+        frames = [_batch_frame(topic, queue, _PULLED) for queue in range(QUEUES)]
+        client.send(frames, (count + turn - 1) // turn * QUEUES, 32)
+    finally:
+        client.close()
 
 
 def _sent(broker: str, frames: Sequence[bytes], count: int, window: int, each: int) -> Figure:
@@ -125,7 +118,9 @@ class _Client:
             # A quarter of the window at a time is faster than a write for each answer.
             if room and (room >= max(1, window // 4) or sent + room == count):
                 first = sent % turn
-                data = b"".join(frames[first:]) + block * ((room + turn) // turn) if first else block * (room // turn + 1)
+                data = (
+                    b"".join(frames[first:]) + block * ((room + turn) // turn) if first else block * (room // turn + 1)
+                )
                 self._socket.sendall(data[: room * len(frames[0])])
                 sent += room
             answered += self._answers()
@@ -137,7 +132,7 @@ class _Client:
             (length,) = struct.unpack_from(">i", data, offset)
             if len(data) - offset - 4 < length:
                 break
-            if not data.startswith(_TAKEN, offset + 8):
+            if not data.startswith(_YES, offset + 8):
                 raise RuntimeError(f"the broker did not take a message: {data[offset + 8 : offset + 308]!r}")
             offset += 4 + length
             found += 1
@@ -158,7 +153,7 @@ class _Client:
                 length, header = struct.unpack_from(">ii", data, offset)
                 if len(data) - offset - 4 < length:
                     break
-                if not data.startswith(_FOUND, offset + 8):
+                if not data.startswith(_YES, offset + 8):
                     raise RuntimeError(f"the broker found nothing: {data[offset + 8 : offset + 308]!r}")
                 fields = json.loads(data[offset + 8 : offset + 8 + header])
                 queue, offset_now = fields["opaque"], int(fields["extFields"]["nextBeginOffset"])

@@ -8,9 +8,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from brokerkit.blocking import Manager
 from brokerkit.cli.serve import broker_of
@@ -25,7 +23,7 @@ from brokerkit.registry import Registry
 from brokerkit.router import HandlerSpec
 from brokerkit.settings import Settings
 from brokerkit.settings_sources import CONFIG_VARIABLE, PREFIX, config_file, dotenv_variables
-from brokerkit.spi import Capability
+from brokerkit.spi import Capability, Finding
 from brokerkit.state_files import WorkerState
 
 __all__ = [
@@ -52,17 +50,6 @@ _FILE = "broker file"
 _PROBE = "brokerkit-doctor"
 #: What adjtimex(2) returns when no time service keeps the clock.
 _TIME_ERROR = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at.  ``wrong`` findings make the exit code 1; ``advice`` ones do not."""
-
-    level: Literal["ok", "advice", "wrong"]
-    about: str
-    text: str
-    #: What to do about it.
-    cure: str = ""
 
 
 def _ok(about: str, text: str) -> Finding:
@@ -166,6 +153,7 @@ def broker_findings(manager: Manager, clock: Clock) -> Iterator[Finding]:
     if path is not None:
         yield from _damage_findings(path)
     yield from _topic_findings(manager)
+    yield from manager.admin.diagnose()
     yield _limits(manager)
 
 

@@ -192,6 +192,7 @@ def _inbounds(
         message.group = group
         message.priority = -rank
         message.headers = loads(headers) if headers else {}
+        message.problem = None
         message.native = None
         if flags:
             message.redelivered = bool(flags & _REDELIVERED)

@@ -102,6 +102,7 @@ def inbound(entry: Entry, topic: str, group: str, token: int | None) -> Inbound:
     message.redelivered = entry.redelivered
     message.started = entry.started
     message.native_attempt = 1 + entry.starts
+    message.problem = None
     message.token = token
     message.native = None
     return message

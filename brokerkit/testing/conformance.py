@@ -15,6 +15,7 @@ from brokerkit.testing.harness import Harness
 from brokerkit.testing.plugin import matrices
 from brokerkit.testing.rabbitmq import RabbitMQUrlHarness
 from brokerkit.testing.report import Matrix
+from brokerkit.testing.rocketmq import RocketMQUrlHarness
 
 __all__ = ["harness_for", "run"]
 
@@ -30,6 +31,8 @@ def harness_for(url: str) -> Harness:
         return EmbeddedHarness(url, backend)
     if backend.name == "rabbitmq":
         return RabbitMQUrlHarness(backend, url)
+    if backend.name == "rocketmq":
+        return RocketMQUrlHarness(backend, url)
     return Harness(backend, url=url)
 
 

@@ -213,7 +213,7 @@ def test_a_worker_outlives_a_full_disk_and_nothing_that_was_sent_is_lost(app: Sh
     url = f"sqlite:///{disk / 'work.db'}"
     worker = app.start("worker", "app", "--url", url, "--id", "w1")
     sent, refused = [], 0
-    with Manager(url, settings={"send_timeout": 0.5}) as manager:
+    with Manager(url, settings={"send_timeout": 3.0}) as manager:
         manager.admin.declare("jobs", "crew")
 
         def send(number: int) -> bool:

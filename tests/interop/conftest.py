@@ -1,7 +1,8 @@
-"""The RabbitMQ tests' node and virtual hosts, for clients of other projects."""
+"""The servers of the RabbitMQ and the RocketMQ tests, for clients of other projects."""
 
 from __future__ import annotations
 
 from tests.rabbitmq.conftest import shared_node, vhost
+from tests.rocketmq.conftest import rocketmq, rocketmq_new, rocketmq_old
 
-__all__ = ["shared_node", "vhost"]
+__all__ = ["rocketmq", "rocketmq_new", "rocketmq_old", "shared_node", "vhost"]

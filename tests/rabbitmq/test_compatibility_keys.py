@@ -216,7 +216,7 @@ def test_blocked_connection_timeout_gives_up_a_connection_that_the_broker_blocks
 ) -> None:
     address = own_node.address
     section = {"host": address.host, "port": address.port, "blocked_connection_timeout": 0.5}
-    with manager_on(section, attempt_timeout=1.0, send_timeout=LONG) as manager, caplog.at_level(logging.WARNING):
+    with manager_on(section, attempt_timeout=3.0, send_timeout=LONG) as manager, caplog.at_level(logging.WARNING):
         manager.admin.declare("orders", "billing")
         own_node.set_memory_alarm(True)
         sending = threading.Thread(target=lambda: manager.send("orders", "in the alarm"))

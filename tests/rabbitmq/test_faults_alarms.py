@@ -81,7 +81,7 @@ async def test_a_send_through_the_manager_outlives_a_memory_alarm(own_node: Rabb
     ledger = Ledger()
     async with (
         working(manager_on(url), ledger) as worker,
-        manager_on(url, attempt_timeout=1.0) as sender,
+        manager_on(url, attempt_timeout=3.0) as sender,
     ):
         await sender.send(TOPIC, b"x", message_id="first")
         ledger.confirmed("first")
@@ -89,7 +89,7 @@ async def test_a_send_through_the_manager_outlives_a_memory_alarm(own_node: Rabb
         ids = [f"in the alarm {number}" for number in range(30)]
         sends = [asyncio.create_task(sender.send(TOPIC, b"x", message_id=each)) for each in ids]
         with pytest.raises(SendTimeout):
-            async with manager_on(url, attempt_timeout=0.3, send_timeout=1.0) as hasty:
+            async with manager_on(url, attempt_timeout=2.0, send_timeout=5.0) as hasty:
                 await hasty.send(TOPIC, b"x")
         assert not any(each.done() for each in sends)
         assert (await worker.monitor.health()).healthy
@@ -108,7 +108,7 @@ async def test_a_retry_in_a_disk_alarm_keeps_its_original_and_does_not_loop(
     """Fault 21: the copy for the retry cannot be sent, so the original stays unacknowledged."""
     ledger = Ledger()
     starts: list[int] = []
-    worker = manager_on(url, attempt_timeout=1.0)
+    worker = manager_on(url, attempt_timeout=2.0)
     alarmed = asyncio.Event()
 
     @worker.handler(TOPIC, retry=RetryPolicy(max_attempts=3, base_delay=0.1, max_delay=0.1, jitter="none"))
@@ -129,7 +129,7 @@ async def test_a_retry_in_a_disk_alarm_keeps_its_original_and_does_not_loop(
             lambda: state(own_node, own_vhost)[1] == 1,
             what="the unacknowledged original",
         )
-        until = CLOCK.monotonic() + 2.5
+        until = CLOCK.monotonic() + 5.0
         while CLOCK.monotonic() < until:
             assert starts == [1], "the message was started again while nothing could be sent"
             await CLOCK.sleep(0.1)

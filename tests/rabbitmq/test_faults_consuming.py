@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from contextlib import AsyncExitStack
 
 import pytest
 
-from brokerkit import Message, RetryPolicy
+from brokerkit import Message, RetryPolicy, Topic
 from brokerkit.errors import BrokerUnavailable, TopicNotFound
 from brokerkit.spi import ConsumerOptions, ToInbox
 from brokerkit.testing.deadlines import eventually, within
@@ -304,6 +305,17 @@ async def test_an_inbox_comes_back_under_its_name_after_the_broker_gave_up_the_d
             await eventually(arrives, LONG, "a message in the inbox")
             assert consuming_link(connection).epoch == 2
     await balanced(ledger, doubled=0)
+
+
+async def test_consumers_of_a_queue_that_others_are_declaring_get_it(shared_node: RabbitMQControl, vhost: str) -> None:
+    """A quorum queue is there for all while its leader starts; the broker then fails whoever consumes it."""
+    url = shared_node.address.url(vhost)
+    async with AsyncExitStack() as stack:
+        managers = [await stack.enter_async_context(manager_on(url)) for _ in range(4)]
+        for number in range(5):
+            topic: Topic[bytes] = Topic(f"new-{number}", bytes, groups=["work"])
+            opened = [stack.enter_async_context(each.consume(topic)) for each in managers]
+            await within(LONG, asyncio.gather(*opened), "a consumer of each manager")
 
 
 # --- 32 -------------------------------------------------------------------------------------------------------

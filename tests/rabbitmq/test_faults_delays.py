@@ -118,7 +118,7 @@ async def test_a_delayed_send_returns_in_time_when_its_declarations_hang(
     shared_node: RabbitMQControl, vhost: str
 ) -> None:
     """The link for declarations is down, the one for publishing works: the outcome comes by the deadline."""
-    async with connected(shared_node.address.url(vhost), attempt_timeout=1.0) as connection:
+    async with connected(shared_node.address.url(vhost), attempt_timeout=3.0) as connection:
         link = consuming_link(connection)
         producer = await connection.open_producer()
         await producer.send([outbound()])

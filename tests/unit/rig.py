@@ -47,6 +47,7 @@ class RiggedConsumer(EmbeddedConsumer):
                 inbound.redelivered = True
             if "early" in inbound.headers:
                 inbound.due = float(inbound.headers["early"])
+            inbound.problem = inbound.headers.get("problem")
         return received
 
     async def ack(self, messages: Sequence[Inbound]) -> None:

@@ -379,3 +379,31 @@ def test_figures_are_read_by_the_thread_of_the_loop_while_there_is_one(gate: Gat
     assert gate.call(inside) == on_the_loop
     gate.close()
     assert gate.read(threading.get_ident) == threading.get_ident()
+
+
+def test_a_signal_that_does_not_wake_the_main_thread_is_heard_all_the_same(gate: Gate) -> None:
+    heard, over = threading.Event(), threading.Event()
+
+    def told(number: int, frame: object) -> None:
+        heard.set()
+        gate.call_soon(asking.set)
+
+    async def wait() -> None:
+        await asking.wait()
+
+    def signal_itself() -> None:
+        # The system may give a signal of the process to any thread; Python runs its handler in the main one.
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        over.wait(60)
+
+    asking = asyncio.Event()
+    before = signal.signal(signal.SIGUSR1, told)
+    other = threading.Timer(0.2, signal_itself)
+    other.start()
+    try:
+        gate.call(wait, look=0.05)
+    finally:
+        over.set()
+        other.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert heard.is_set()

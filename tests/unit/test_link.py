@@ -9,6 +9,9 @@ import pytest
 
 from brokerkit.embedded.producer import EmbeddedProducer
 from brokerkit.errors import BrokerUnavailable, Closed
+from brokerkit.manager import AsyncManager
+from brokerkit.spi import GroupSpec, TopicSpec
+from brokerkit.testing.interposed import InterposedBackend
 from brokerkit.topic import Topic
 
 from .rig import Rig, RiggedBackend, RiggedConnection
@@ -41,6 +44,26 @@ async def test_a_broker_that_is_down_is_unavailable_and_the_next_use_connects() 
         await rig.manager.send_many(T, [b"x"])
 
 
+class Slow(RiggedConnection):
+    """A connection on which others get their turn while something is declared."""
+
+    async def declare(self, topic: TopicSpec, group: GroupSpec | None) -> None:
+        await asyncio.sleep(0)
+        await super().declare(topic, group)
+
+
+class SlowBackend(RiggedBackend):
+    connection_class = Slow
+
+
+async def test_what_is_being_declared_is_not_declared_by_others_meanwhile() -> None:
+    watched = InterposedBackend(SlowBackend())
+    async with AsyncManager(settings={"url": "memory://"}, backend=watched) as manager:
+        await asyncio.gather(*(manager.send(T, b"x") for _ in range(20)))
+    # A queue of RabbitMQ that is being declared looks as if it were there, and cannot be consumed yet.
+    assert watched.calls["declare"] == 1
+
+
 class Leaky(RiggedConnection):
     """A connection whose producer raises what the client library raises."""
 
@@ -58,8 +81,6 @@ class LeakyBackend(RiggedBackend):
 
 
 async def test_an_error_of_the_client_library_never_comes_out_bare() -> None:
-    from brokerkit.manager import AsyncManager
-
     manager = AsyncManager(settings={"url": "memory://"}, backend=LeakyBackend())
     with pytest.raises(Exception, match="backend embedded") as failure:
         await manager._use().link.producer()

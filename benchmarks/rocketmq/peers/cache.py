@@ -1,4 +1,4 @@
-"""Where compiled programs and environments of peers are kept between runs: outside the repository, in the user's cache."""
+"""Where compiled programs and environments of peers are kept between runs: in the user's cache, not the repository."""
 
 from __future__ import annotations
 

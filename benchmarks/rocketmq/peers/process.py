@@ -8,8 +8,9 @@ A line is an encoded query (``do=send&topic=orders&body=…``), bodies in base64
 - ``do=rate-send``: ``topic``, ``count``, ``size``, ``mode``, ``window``; says how many ``seconds`` they took
 - ``do=rate-consume``: ``topic``, ``group``, ``count``; says how many seconds passed from the first one to the last
 
-The Java program also knows ``add`` and ``flush`` (a batch), ``shard`` and ``ordered``, and says ``queues`` whenever it
-has got or lost some.  What fails is an ``error``.  The end of the lines is the end of the program, in good order.
+The Java program also knows ``add`` and ``flush`` (a batch), ``shard`` and ``ordered``, ``warm`` (how many messages come
+before those that are measured), and says ``queues`` whenever it has got or lost some.  What fails is an ``error``.  The
+end of the lines is the end of the program, in good order.
 """
 
 from __future__ import annotations

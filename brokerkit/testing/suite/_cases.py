@@ -41,7 +41,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -63,6 +63,7 @@ __all__ = [
     "eventually",
     "id_of",
     "needs",
+    "none_ended",
     "new_id",
     "outbound",
     "receive_exactly",
@@ -243,6 +244,17 @@ async def _no_task_is_left() -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(f"{len(left)} tasks were left behind: {', '.join(sorted(map(repr, left)))}")
+
+
+def none_ended(tasks: Iterable[asyncio.Task[Any]]) -> bool:
+    """Return True while all ``tasks`` run; raise what ended one, which else only shows as something that never came.
+
+    An `AssertionError` means "not yet" to `eventually`, so it is raised as the cause of another error.
+    """
+    for task in tasks:
+        if task.done():
+            raise RuntimeError(f"{task.get_name()} ended") from (None if task.cancelled() else task.exception())
+    return True
 
 
 # --- sending --------------------------------------------------------------------------------------------------

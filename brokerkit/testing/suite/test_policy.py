@@ -123,6 +123,7 @@ async def test_backoff_delays_grow(harness: Harness) -> None:
 async def test_failed_reschedule_keeps_message(harness: Harness) -> None:
     """When the broker refuses the copy for the next attempt, the message is not lost but tried again later."""
     topic, seen, manager = harness.topic(), Seen(), harness.manager(send_timeout=2.0)
+    sender = harness.manager()
     broken = True
 
     @manager.handler(topic, retry=policy(harness, max_attempts=1000, max_delay=0.1))
@@ -131,9 +132,9 @@ async def test_failed_reschedule_keeps_message(harness: Harness) -> None:
         if broken:
             raise ValueError("not yet")
 
-    async with started(manager):
+    async with started(manager), sender:
         async with harness.refuse_sends(ToGroup(topic.name, "g")):
-            sent = await manager.send(topic, b"x")
+            sent = await sender.send(topic, b"x")
             await seen.reach(1, within=harness.timing.within())
             await harness.clock.sleep(harness.timing.quiet)
             failed = len(seen.starts)

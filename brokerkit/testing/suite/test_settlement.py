@@ -278,9 +278,9 @@ async def test_dead_letter_failure_keeps_original(harness: Harness) -> None:
         raise Reject("no")
 
     manager = harness.manager(send_timeout=1.0)
-    async with manager:
+    async with manager, harness.manager() as sender:
         manager.add_handler(topic, handle, retry=harness.retry())
-        sent = await manager.send(topic, b"kept")
+        sent = await sender.send(topic, b"kept")
         async with harness.refuse_sends(ToDead(topic.name, "g")):
             await manager.start()
             await eventually(lambda: started, within=harness.timing.within(), what="the handler ran")

@@ -12,6 +12,7 @@ from brokerkit.testing.harness import Harness
 from brokerkit.testing.suite._cases import (
     case,
     collect,
+    none_ended,
     outbound,
     receive_exactly,
     receive_nothing,
@@ -135,9 +136,12 @@ async def test_competing_consumers_share(harness: Harness) -> None:
         workers = [asyncio.create_task(work(manager)) for _ in range(4)]
         try:
             outcomes = await manager.send_many(topic, [b"shared"] * 60)
+            assert [outcome.error for outcome in outcomes] == [None] * 60
             ids = {outcome.message_id for outcome in outcomes}
             await eventually(
-                lambda: ids <= set(received), within=harness.timing.within(60), what="all 60 were received"
+                lambda: none_ended(workers) and ids <= set(received),
+                within=harness.timing.within(60),
+                what="all 60 were received",
             )
             async with manager.consume(topic) as deliveries:
                 await receive_nothing(deliveries, harness.timing.quiet)

@@ -1,0 +1,111 @@
+"""`Commits`: tells the brokers of progress, a moment after it was made."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from brokerkit.errors import BrokerError
+
+if TYPE_CHECKING:
+    from brokerkit.spi import Clock, Timer
+    from brokerkit_rocketmq.offsets import Offsets
+    from brokerkit_rocketmq.reader import Reader
+
+__all__ = ["Commits"]
+
+log = logging.getLogger("brokerkit.rocketmq")
+
+#: Seconds after progress until it is committed: what comes meanwhile goes along.
+_DELAY = 0.05
+#: Seconds until a commit that failed is tried again.
+_PAUSE = 0.5
+
+
+class Commits:
+    """The commits of one consumer.  One round at a time: a broker handles what comes together in any order."""
+
+    def __init__(self, offsets: Offsets, clock: Clock) -> None:
+        self._offsets = offsets
+        self._clock = clock
+        self._due: set[Reader] = set()
+        self._timer: Timer | None = None
+        self._round: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    def soon(self, reader: Reader) -> None:
+        """Commit the progress of ``reader`` within 100 ms."""
+        self._due.add(reader)
+        if self._timer is None and self._round is None:
+            self._later(_DELAY)
+
+    async def now(self) -> None:
+        """Return when all progress that was made before is committed; raise `BrokerError` when it cannot be."""
+        async with self._turn:
+            due = tuple(self._due)
+            self._due.clear()
+            failures = await self._commit_all(due)
+        if failures:
+            raise failures[0]
+
+    async def commit(self, reader: Reader) -> None:
+        """Commit the progress of one reader, and return when the broker has it."""
+        async with self._turn:
+            self._due.discard(reader)
+            await self._commit(reader)
+
+    def forget(self, reader: Reader) -> None:
+        """Commit nothing more for a reader."""
+        self._due.discard(reader)
+
+    def close(self) -> None:
+        """Commit nothing more."""
+        self._closed = True
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._round is not None:
+            self._round.cancel()
+
+    def _later(self, seconds: float) -> None:
+        if not self._closed:
+            self._timer = self._clock.call_later(seconds, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._round = asyncio.get_running_loop().create_task(self._run(), name="brokerkit-rocketmq-commit")
+
+    async def _run(self) -> None:
+        failed = False
+        try:
+            await self.now()
+        except BrokerError as error:
+            failed = True
+            log.info("offsets could not be committed, it is tried again: %s", error)
+        finally:
+            self._round = None
+            if self._due:
+                self._later(_PAUSE if failed else _DELAY)
+
+    async def _commit_all(self, readers: Iterable[Reader]) -> list[BrokerError]:
+        outcomes = await asyncio.gather(*map(self._try, readers))
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def _try(self, reader: Reader) -> BrokerError | None:
+        try:
+            await self._commit(reader)
+        except BrokerError as error:
+            if reader.live:
+                self._due.add(reader)
+            return error
+        return None
+
+    async def _commit(self, reader: Reader) -> None:
+        low = reader.progress.low
+        if low != reader.committed and reader.home.error is None:
+            await self._offsets.commit(reader.queue, low)
+            reader.committed = low

@@ -1,0 +1,106 @@
+"""Where a reader of a queue goes on: after itself, after another member, after a crash.
+
+The broker knows two numbers a queue: what is committed, and the mark, up to which messages were handed out.  What lies
+between them is in somebody's hands, or was when its process died.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from brokerkit.spi import Outbound, ToGroup
+from brokerkit_rocketmq.offsets import both
+from brokerkit_rocketmq.progress import Progress
+
+if TYPE_CHECKING:
+    from brokerkit.spi import Clock, Inbound
+    from brokerkit_rocketmq.offsets import Offsets
+    from brokerkit_rocketmq.remoting.messages import StoredMessage
+    from brokerkit_rocketmq.routes import MessageQueue
+
+__all__ = ["PATIENCE", "begin_at", "begin_at_end", "copy_of", "go_on", "take_over"]
+
+log = logging.getLogger("brokerkit.rocketmq")
+
+#: Seconds for which a member that lost a queue may still settle what it handed out, and the next one waits for it.
+PATIENCE = 3.0
+#: How much longer the next one waits: the former one's last commit is under way.
+_SLACK = 0.5
+#: Seconds between two looks at what the former one has committed.
+_LOOK = 0.05
+
+
+async def take_over(offsets: Offsets, queue: MessageQueue, clock: Clock, *, wait: bool) -> Progress[StoredMessage]:
+    """Return where to begin in a queue that another member may have read until now.
+
+    ``wait``: that member is alive, so what it has in its hands is given time to be settled; otherwise it would run
+    twice.
+    """
+    deadline = clock.monotonic() + PATIENCE + _SLACK
+    while True:
+        committed, mark = await both(offsets, queue)
+        if not wait or mark is None or mark <= (committed or 0) or clock.monotonic() >= deadline:
+            break
+        await clock.sleep(_LOOK)
+    if committed is None:
+        # A queue that came after the group was declared: all of it is the group's.
+        committed = await offsets.first(queue)
+        # Without a commit the lag of the group would be read as 0.
+        await offsets.commit(queue, committed)
+    if mark is None:
+        await offsets.try_mark(queue, committed)
+    return Progress(committed, mark=mark or 0)
+
+
+async def go_on(offsets: Offsets, queue: MessageQueue, past: Progress[StoredMessage]) -> Progress[StoredMessage]:
+    """Return where to go on in a queue that was ours when its broker was lost.
+
+    What was settled then and never reached the broker need not come again, unless others read the queue meanwhile, or
+    the broker lost messages and gives their offsets to others.
+    """
+    committed, mark = await both(offsets, queue)
+    if committed is None:
+        committed = await offsets.first(queue)
+    if committed > past.low or past.low > await offsets.end(queue):
+        return Progress(committed, mark=max(mark or 0, past.high))
+    past.high = max(past.high, mark or 0)
+    past.rewind()
+    return past
+
+
+async def begin_at(offsets: Offsets, queue: MessageQueue, offset: int, *, commit: bool) -> Progress[StoredMessage]:
+    """Return the place that an administrator or the broker wants the queue to be read from."""
+    if not commit:
+        return Progress(offset)
+    # First, so that it holds even if this process ends now.
+    await offsets.commit(queue, offset)
+    return Progress(offset, mark=await offsets.mark(queue) or 0)
+
+
+async def begin_at_end(offsets: Offsets, queue: MessageQueue) -> Progress[StoredMessage]:
+    """Return the place behind all that is in the queue now."""
+    return Progress(await offsets.end(queue))
+
+
+def copy_of(inbound: Inbound, now: float) -> Outbound:
+    """Return the message as it is, for its own group alone.
+
+    Where one that is not settled lies below settled ones, all of them would come again; its copy lets them be.
+    """
+    return Outbound(
+        destination=ToGroup(inbound.topic, inbound.group),
+        body=inbound.body,
+        # The codec gives an id to messages that came without one.
+        message_id=inbound.message_id or "",
+        headers=inbound.headers,
+        due=inbound.due,
+        key=inbound.key,
+        tag=inbound.tag,
+        type=inbound.type,
+        content_type=inbound.content_type,
+        priority=inbound.priority,
+        timestamp=inbound.timestamp if inbound.timestamp is not None else now,
+        correlation_id=inbound.correlation_id,
+        reply_to=inbound.reply_to,
+    )

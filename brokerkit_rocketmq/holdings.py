@@ -1,0 +1,346 @@
+"""`Holdings`: the queues of one consumer, from the moment that they are to be read until they are in other hands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+from brokerkit.errors import BrokerError
+from brokerkit.spi import wait
+from brokerkit_rocketmq.handover import PATIENCE, begin_at, begin_at_end, go_on, take_over
+from brokerkit_rocketmq.progress import Progress
+from brokerkit_rocketmq.reader import Reader
+
+if TYPE_CHECKING:
+    from brokerkit.spi import Clock
+    from brokerkit_rocketmq.client import Client
+    from brokerkit_rocketmq.commits import Commits
+    from brokerkit_rocketmq.locks import Locks
+    from brokerkit_rocketmq.offsets import Offsets
+    from brokerkit_rocketmq.pulling import Puller
+    from brokerkit_rocketmq.remoting.messages import StoredMessage
+    from brokerkit_rocketmq.routes import MessageQueue
+    from brokerkit_rocketmq.sources import Source
+
+__all__ = ["Holdings", "Tools"]
+
+log = logging.getLogger("brokerkit.rocketmq")
+
+#: Pauses before a queue that cannot be begun is tried again, in seconds: doubled up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+#: Seconds for which a member keeps the lock of a queue that it lost, while handlers are at work on it.
+_ORDERED_PATIENCE = 30.0
+#: Seconds for which a message of a lost queue may still be worked on, where nobody else gets it.
+_LONGEST_WORK = 60.0
+#: Seconds that giving a queue away may take.
+_FAREWELL = 5.0
+
+
+class Tools:
+    """What a holding works with."""
+
+    def __init__(
+        self,
+        client: Client,
+        source: Source,
+        clock: Clock,
+        *,
+        offsets: Offsets,
+        commits: Commits,
+        locks: Locks | None,
+        copy: Callable[[list[StoredMessage]], Awaitable[bool]],
+        changed: Callable[[], None],
+        failed: Callable[[MessageQueue, BrokerError | None], None],
+    ) -> None:
+        """
+        locks:   where the queues are read under locks
+        copy:    stores copies for the group alone, and returns whether all are stored
+        changed: called when readers came or went
+        failed:  called with a queue and what keeps it from being read
+        """
+        self.client = client
+        self.source = source
+        self.clock = clock
+        self.offsets = offsets
+        self.commits = commits
+        self.locks = locks
+        self.copy = copy
+        self.changed = changed
+        self.failed = failed
+
+
+class Holdings:
+    """A task for each queue: it begins where the queue is to be begun, then reads.
+
+    ``readers`` are those whose messages may be settled: the queues that are read, and those that were ours until a
+    moment ago.
+    """
+
+    def __init__(self, tools: Tools, puller: Puller, lost: Callable[[], None]) -> None:
+        """``lost`` is called when a queue has to be shared out again."""
+        self.readers: set[Reader] = set()
+        self._tools = tools
+        self._puller = puller
+        self._lost = lost
+        #: The queues that are ours, and who reads them.
+        self._held: dict[MessageQueue, _Holding] = {}
+        self._leaving: dict[MessageQueue, asyncio.Task[None]] = {}
+        #: How far queues were that were lost with their broker.
+        self._past: dict[MessageQueue, Progress[StoredMessage]] = {}
+        #: Where queues are to be begun, whatever was before.
+        self._begin_at: dict[MessageQueue, int] = {}
+        self._closed = False
+
+    @property
+    def queues(self) -> dict[MessageQueue, Reader | None]:
+        """The queues that are ours; None while one is being begun."""
+        return {queue: holding.reader for queue, holding in self._held.items()}
+
+    # --- what is ours ---
+
+    def assign(self, wanted: Mapping[MessageQueue, bool]) -> None:
+        """Hold exactly these queues: begin those that are new, give the others away.
+
+        The value says whether a member that read the queue until now is alive.
+        """
+        if self._closed:
+            return
+        for queue in [queue for queue in self._held if queue not in wanted]:
+            self._give_away(queue)
+        for queue, shared in wanted.items():
+            if queue not in self._held:
+                self._hold(queue, shared)
+        self._commit_again()
+        if self._tools.source.shared:
+            # Others are at it.
+            for queue in [queue for queue in self._past if queue not in self._held]:
+                del self._past[queue]
+
+    def _commit_again(self) -> None:
+        """A late commit of a former reader may have undone ours."""
+        for holding in self._held.values():
+            if holding.reader is not None and self._tools.source.shared:
+                holding.reader.committed = -1
+                self._tools.commits.soon(holding.reader)
+
+    async def begun(self) -> None:
+        """Return when every queue is read, or has failed to be once."""
+        waiting = [holding.begun for holding in self._held.values() if not holding.begun.done()]
+        if waiting:
+            await asyncio.wait(waiting)
+
+    def move(self, queue: MessageQueue, offset: int) -> None:
+        """Begin a queue anew at ``offset``; what is handed out of it is stale."""
+        if queue not in self._held or self._closed:
+            return
+        log.warning("queue %d of %s on %s goes on at offset %d", queue.queue_id, queue.topic, queue.broker, offset)
+        self._drop(queue)
+        self._past.pop(queue, None)
+        self._begin_at[queue] = offset
+        self._hold(queue, False)
+
+    def lose(self, queue: MessageQueue) -> None:
+        """Note that others may read the queue from now on; it is ours again when it is assigned again."""
+        holding = self._held.get(queue)
+        if holding is None or self._closed:
+            return
+        reader = holding.reader
+        self._drop(queue)
+        if reader is not None:
+            self._past[queue] = reader.progress
+        self._lost()
+
+    # --- beginning ---
+
+    def _hold(self, queue: MessageQueue, shared: bool) -> None:
+        holding = self._held[queue] = _Holding()
+        name = f"brokerkit-rocketmq-read-{queue.topic}-{queue.broker}-{queue.queue_id}"
+        task = holding.task = asyncio.get_running_loop().create_task(self._read(queue, holding, shared), name=name)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                # A fault of ours must not end a queue in silence.
+                log.error("reading queue %d of %s failed", queue.queue_id, queue.topic, exc_info=error)
+                holding.is_begun()
+                if self._held.get(queue) is holding:
+                    self.lose(queue)
+
+        task.add_done_callback(ended)
+
+    async def _read(self, queue: MessageQueue, holding: _Holding, shared: bool) -> None:
+        leaving = self._leaving.get(queue)
+        if leaving is not None:
+            await asyncio.wait((leaving,))
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                reader = await self._begin(queue, shared)
+                break
+            except BrokerError as error:
+                log.info("queue %d of %s cannot be begun now: %s", queue.queue_id, queue.topic, error)
+                if not error.retryable:
+                    self._tools.failed(queue, error)
+                holding.is_begun()
+            await self._tools.clock.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        self._past.pop(queue, None)
+        self._begin_at.pop(queue, None)
+        holding.reader = reader
+        holding.is_begun()
+        self.readers.add(reader)
+        if self._tools.source.shared:
+            # What the broker has may be nothing, or lost.
+            self._tools.commits.soon(reader)
+            reader.home.lost.add_done_callback(lambda _: self._home_lost(reader))
+        await self._puller.run(reader)
+
+    async def _begin(self, queue: MessageQueue, shared: bool) -> Reader:
+        tools = self._tools
+        link = await tools.client.link(queue.broker, slaves=True)
+        home = await link.connected(tools.client.options.timeout)
+        past = self._past.get(queue)
+        shares = tools.source.shared
+        if shares and tools.locks is not None:
+            await tools.locks.acquire(queue)
+        if queue in self._begin_at:
+            progress = await begin_at(tools.offsets, queue, self._begin_at[queue], commit=shares)
+        elif not shares:
+            progress = Progress(past.next) if past is not None else await begin_at_end(tools.offsets, queue)
+        elif past is not None:
+            progress = await go_on(tools.offsets, queue, past)
+        else:
+            progress = await take_over(tools.offsets, queue, tools.clock, wait=shared and tools.locks is None)
+        return Reader(queue, progress, home)
+
+    def _home_lost(self, reader: Reader) -> None:
+        if reader in self.readers and reader.live:
+            holding = self._held.get(reader.queue)
+            if holding is not None and holding.reader is reader:
+                self.lose(reader.queue)
+            else:
+                self._forget(reader)
+
+    # --- ending ---
+
+    def _drop(self, queue: MessageQueue) -> None:
+        """Read no more, at once, and tell nobody."""
+        holding = self._held.pop(queue)
+        holding.end()
+        if holding.reader is not None:
+            self._forget(holding.reader)
+
+    def _forget(self, reader: Reader) -> None:
+        self.readers.discard(reader)
+        self._tools.commits.forget(reader)
+        reader.drop()
+        reader.settled()
+        self._tools.changed()
+
+    def _give_away(self, queue: MessageQueue) -> None:
+        holding = self._held.pop(queue)
+        holding.end()
+        reader = holding.reader
+        if reader is None:
+            if self._tools.locks is not None:
+                self._leave_later(queue, self._tools.locks.release([queue]))
+            return
+        reader.giving = False
+        if not self._tools.source.shared:
+            # It comes back when its broker does.
+            self._past[queue] = Progress(reader.progress.high)
+        self._tools.changed()
+        self._leave_later(queue, self._leave(reader))
+
+    def _leave_later(self, queue: MessageQueue, leaving: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(leaving, name=f"brokerkit-rocketmq-leave-{queue.topic}")
+        self._leaving[queue] = task
+
+        def left(done: asyncio.Task[None]) -> None:
+            if self._leaving.get(queue) is done:
+                del self._leaving[queue]
+            if not done.cancelled() and (error := done.exception()) is not None:
+                log.error("queue %d of %s was not given away well", queue.queue_id, queue.topic, exc_info=error)
+
+        task.add_done_callback(left)
+
+    async def _leave(self, reader: Reader) -> None:
+        """Let what is handed out be settled, for a while, then tell the broker how far we are."""
+        shares = self._tools.source.shared
+        patience = _LONGEST_WORK if not shares else PATIENCE if self._tools.locks is None else _ORDERED_PATIENCE
+        await wait(self._tools.clock, reader.emptied(), patience)
+        if shares:
+            await self._conclude(reader, unfinished=bool(reader.progress.handed) and not self._closed)
+        else:
+            self._forget(reader)
+
+    async def _conclude(self, reader: Reader, *, unfinished: bool) -> None:
+        """Leave the queue so that the next reader gets all that is not settled, and nothing else.
+
+        With ``unfinished`` handlers may still be at work on it: what they hold counts as handed out.
+        """
+        tools, queue, progress = self._tools, reader.queue, reader.progress
+        # From here on no settlement is accepted: the broker is told what holds now.
+        reader.live = False
+        try:
+            if reader.home.error is None:
+                if tools.locks is None and (holes := progress.holes):
+                    messages = reader.messages(holes)
+                    if await tools.copy(messages):
+                        progress.skip(message.queue_offset for message in messages)
+                await tools.commits.commit(reader)
+                if not unfinished:
+                    await tools.offsets.try_mark(queue, progress.low)
+                if tools.locks is not None:
+                    await tools.locks.release([queue])
+        except BrokerError as error:
+            # As after a crash: what was not told comes again.
+            log.info("leaving queue %d of %s on %s: %s", queue.queue_id, queue.topic, queue.broker, error)
+        finally:
+            self._forget(reader)
+
+    async def aclose(self) -> None:
+        """Give everything away, whatever is unsettled."""
+        self._closed = True
+        holdings, self._held = list(self._held.values()), {}
+        for holding in holdings:
+            holding.end()
+        reading = [holding.task for holding in holdings if holding.task is not None]
+        if reading:
+            await asyncio.wait(reading)
+        for reader in self.readers:
+            reader.hurry()
+        farewells = [*self._leaving.values()]
+        if self._tools.source.shared:
+            readers = [holding.reader for holding in holdings if holding.reader is not None]
+            farewells += [asyncio.ensure_future(self._conclude(reader, unfinished=False)) for reader in readers]
+        if farewells:
+            together = asyncio.gather(*farewells, return_exceptions=True)
+            if not await wait(self._tools.clock, together, _FAREWELL):
+                log.warning("leaving %s took too long", self._tools.source.native_topic)
+                together.cancel()
+                await asyncio.wait((together,))
+        for reader in tuple(self.readers):
+            self._forget(reader)
+
+
+class _Holding:
+    """One queue that is ours."""
+
+    __slots__ = ("begun", "reader", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.reader: Reader | None = None
+        #: Done when the first attempt to begin it is over.
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def is_begun(self) -> None:
+        if not self.begun.done():
+            self.begun.set_result(None)
+
+    def end(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        self.is_begun()

@@ -1,0 +1,129 @@
+"""`Offsets`: how far a group is in its queues, as the brokers know it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from brokerkit.errors import BrokerError
+from brokerkit_rocketmq.errors import refused
+from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
+
+if TYPE_CHECKING:
+    from brokerkit_rocketmq.client import Client
+    from brokerkit_rocketmq.remoting.connection import RemotingConnection
+    from brokerkit_rocketmq.routes import MessageQueue
+    from brokerkit_rocketmq.sources import Source
+
+__all__ = ["Offsets", "both", "offset_fields"]
+
+log = logging.getLogger("brokerkit.rocketmq")
+
+
+def offset_fields(group: str, queue: MessageQueue, offset: int) -> dict[str, str]:
+    """Return the header that stores an offset (``UpdateConsumerOffsetRequestHeader``)."""
+    return {
+        "consumerGroup": group,
+        "topic": queue.topic,
+        "queueId": str(queue.queue_id),
+        "commitOffset": str(offset),
+    }
+
+
+class Offsets:
+    """Reads and writes the offsets of one source.  All calls raise `BrokerError`."""
+
+    def __init__(self, client: Client, source: Source) -> None:
+        self._client = client
+        self._source = source
+        #: Whether marks are kept: not where the broker refuses them.
+        self.marking = source.shadow_group is not None
+
+    # --- what the group has done ---
+
+    async def committed(self, queue: MessageQueue) -> int | None:
+        """Return the offset that the group goes on from; None when the broker has none."""
+        return await self._query(self._source.native_group, queue)
+
+    async def commit(self, queue: MessageQueue, offset: int) -> None:
+        """Store the offset that the group goes on from; return when the broker has it."""
+        fields = offset_fields(self._source.native_group, queue, offset)
+        frame = await self._client.call(queue.broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
+        if frame.code != ResponseCode.SUCCESS:
+            raise refused(frame, f"committing offset {offset} of {queue.topic}", topic=self._source.topic)
+
+    # --- what was handed out ---
+
+    async def mark(self, queue: MessageQueue) -> int | None:
+        """Return the offset below which messages were handed out; None when that is not recorded."""
+        group = self._source.shadow_group
+        if not self.marking or group is None:
+            return None
+        try:
+            return await self._query(group, queue)
+        except BrokerError as error:
+            self._doubt(error)
+            return None
+
+    def _doubt(self, error: BrokerError) -> None:
+        """Keep no marks where the broker never will; raise what may pass."""
+        if error.retryable:
+            raise error
+        log.info("redelivered messages of %s are not recognised: %s", self._source.native_group, error)
+        self.marking = False
+
+    async def try_mark(self, queue: MessageQueue, offset: int) -> None:
+        """Record that messages below ``offset`` were handed out; where the broker refuses it nothing is marked."""
+        group = self._source.shadow_group
+        if not self.marking or group is None:
+            return
+        fields = offset_fields(group, queue, offset)
+        frame = await self._client.call(queue.broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
+        if frame.code != ResponseCode.SUCCESS:
+            self._doubt(refused(frame, f"marking what was handed out of {queue.topic}", topic=self._source.topic))
+
+    def mark_soon(self, connection: RemotingConnection, queue: MessageQueue, offset: int) -> None:
+        """Record it with the next write, before anything that is written later."""
+        group = self._source.shadow_group
+        if self.marking and group is not None:
+            connection.send_oneway(RequestCode.UPDATE_CONSUMER_OFFSET, offset_fields(group, queue, offset))
+
+    # --- the queue ---
+
+    async def first(self, queue: MessageQueue) -> int:
+        """Return the offset of the oldest message there is."""
+        return await self._bound(queue, RequestCode.GET_MIN_OFFSET)
+
+    async def end(self, queue: MessageQueue) -> int:
+        """Return the offset that the next message will get."""
+        return await self._bound(queue, RequestCode.GET_MAX_OFFSET)
+
+    async def _bound(self, queue: MessageQueue, code: RequestCode) -> int:
+        fields = {"topic": queue.topic, "queueId": str(queue.queue_id)}
+        frame = await self._client.call(queue.broker, code, fields, slaves=True)
+        if frame.code != ResponseCode.SUCCESS:
+            raise refused(frame, f"asking for the offsets of {queue.topic}", topic=self._source.topic)
+        return max(0, int(frame.fields["offset"]))
+
+    async def _query(self, group: str, queue: MessageQueue) -> int | None:
+        fields = {
+            "consumerGroup": group,
+            "topic": queue.topic,
+            "queueId": str(queue.queue_id),
+            # 5.x answers 0 instead of "none" for a young queue without this, and 4.9 does so anyway.
+            "setZeroIfNotFound": "false",
+        }
+        frame = await self._client.call(queue.broker, RequestCode.QUERY_CONSUMER_OFFSET, fields, slaves=True)
+        if frame.code == ResponseCode.QUERY_NOT_FOUND:
+            return None
+        if frame.code != ResponseCode.SUCCESS:
+            raise refused(frame, f"asking for the offset of group {group}", topic=self._source.topic)
+        offset = int(frame.fields["offset"])
+        return offset if offset >= 0 else None
+
+
+async def both(offsets: Offsets, queue: MessageQueue) -> tuple[int | None, int | None]:
+    """Return what is committed and what is marked."""
+    committed, mark = await asyncio.gather(offsets.committed(queue), offsets.mark(queue))
+    return committed, mark

@@ -1,0 +1,59 @@
+"""Where the RocketMQ tests get their servers from: one of each version for the whole run, and private ones."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from brokerkit.testing.services import is_required
+from brokerkit.testing.services.rocketmq import (
+    RocketMQAddress,
+    RocketMQControl,
+    RocketMQInstallation,
+    RocketMQServer,
+    find_rocketmq,
+)
+from brokerkit.testing.services.sharing import SharedService, share
+
+__all__ = ["OLD", "NEW", "installation_or_skip", "shared_rocketmq"]
+
+#: The versions that most tests run on.
+OLD, NEW = "4.9.4", "5.5.0"
+
+
+def shared_rocketmq(config: pytest.Config, factory: pytest.TempPathFactory, version: str) -> RocketMQControl:
+    """Return the server of a version that all processes of this run share; tests use names of their own.
+
+    Skips, or fails where BROKERKIT_REQUIRE says so, when there is none.  A description of a running one (what
+    `RocketMQAddress.describe` returns) in BROKERKIT_TEST_ROCKETMQ_4_9_4 or …_5_5_0 saves its start.
+    """
+    running = os.environ.get(f"BROKERKIT_TEST_ROCKETMQ_{version.replace('.', '_')}")
+    if running:
+        return RocketMQControl(RocketMQAddress.read(running))
+    base = factory.getbasetemp()
+    # The directory of the run: that of one of xdist's processes is inside it.
+    directory: Path = base.parent if hasattr(config, "workerinput") else base
+    installation = installation_or_skip(version)
+    stack = ExitStack()
+
+    def start() -> SharedService:
+        server = RocketMQServer(installation=installation).__enter__()
+        return SharedService(server.address.describe(), server.close)
+
+    description = stack.enter_context(share(directory, f"rocketmq-{version}", start))
+    # Not in the end of a fixture: there the wait for the other processes would count as time of this one's last test.
+    config.add_cleanup(stack.close)
+    return RocketMQControl(RocketMQAddress.read(description))
+
+
+def installation_or_skip(version: str = OLD) -> RocketMQInstallation:
+    """Return what private servers run, or skip or fail."""
+    found = find_rocketmq(version)
+    if isinstance(found, RocketMQInstallation):
+        return found
+    if is_required("rocketmq"):
+        pytest.fail(str(found), pytrace=False)
+    pytest.skip(str(found))

@@ -1,0 +1,85 @@
+"""What the brokers are told of progress, and what a next consumer makes of it."""
+
+from __future__ import annotations
+
+from brokerkit.testing.deadlines import eventually
+from brokerkit.testing.services.rocketmq import RocketMQControl
+from tests.rocketmq.consuming import LONG, bodies, consuming, take
+
+
+async def test_settled_returns_when_the_broker_has_all_progress(rocketmq: RocketMQControl) -> None:
+    async with consuming(rocketmq, queues=2) as scene:
+        await scene.put(0, b"a", b"b", b"c")
+        await scene.put(1, b"d")
+        consumer = await scene.consume()
+        messages = await take(consumer, 4)
+        assert await scene.committed() == [0, 0]
+        assert await scene.marked() == [3, 1]
+        await consumer.ack([message for message in messages if message.body != b"b"])
+        await consumer.settled()
+        assert await scene.committed() == [1, 1], "everything below is settled, b is not"
+        await consumer.ack([message for message in messages if message.body == b"b"])
+        await consumer.settled()
+        assert await scene.committed() == [3, 1]
+
+
+async def test_progress_is_committed_without_being_asked(rocketmq: RocketMQControl) -> None:
+    async with consuming(rocketmq) as scene:
+        await scene.send(*[b"x"] * 20)
+        consumer = await scene.consume()
+        await consumer.ack(await take(consumer, 20))
+        await scene.all_committed()
+
+
+async def test_a_consumer_that_closes_leaves_no_hole_and_no_suspect(rocketmq: RocketMQControl) -> None:
+    async with consuming(rocketmq, queues=1) as scene:
+        await scene.put(0, *(b"%d" % number for number in range(8)))
+        consumer = await scene.consume(prefetch=6)
+        held = await take(consumer, 6)
+        await consumer.ack([held[1], held[3]])
+        await consumer.release([held[0]])
+        await consumer.aclose()
+        # 0 and 2 lie below a settled one: they have copies.
+        assert await scene.committed() == [4]
+        assert await scene.marked() == [4]
+        after = await scene.consume()
+        rest = await take(after, 6)
+        assert sorted(bodies(rest)) == [b"0", b"2", b"4", b"5", b"6", b"7"]
+        assert {message.message_id for message in rest} >= {held[0].message_id, held[2].message_id}
+        assert not any(message.redelivered for message in rest)
+        assert await after.receive(10, 0.5) == ()
+
+
+async def test_what_a_dead_process_had_in_its_hands_is_redelivered(rocketmq: RocketMQControl) -> None:
+    async with consuming(rocketmq, queues=1) as scene, scene.proxy() as proxy:
+        await scene.put(0, *(b"%d" % number for number in range(8)))
+        dying = await scene.consume(prefetch=4, through=proxy)
+        held = await take(dying, 4)
+        await dying.ack(held[:1])
+        await dying.settled()
+        proxy.refuse()
+        proxy.reset()
+        after = await scene.consume(prefetch=20)
+        rest = await take(after, 7)
+        assert bodies(rest) == [b"%d" % number for number in range(1, 8)]
+        assert [message.redelivered for message in rest] == [True] * 3 + [False] * 4
+
+
+async def test_a_queue_without_an_offset_is_read_from_its_beginning(rocketmq: RocketMQControl) -> None:
+    """One that was added after the group was declared: whatever is in it was sent to the group, too."""
+    async with consuming(rocketmq, queues=1, start="latest") as scene:
+        await scene.put(0, b"old")
+        consumer = await scene.consume()
+        (message,) = await take(consumer, 1)
+        assert message.body == b"old"
+        await consumer.ack([message])
+        await consumer.settled()
+        await scene.widen(2)
+        await scene.put(1, b"new")
+        (message,) = await take(consumer, 1)
+        assert message.body == b"new"
+
+        async def is_known() -> bool:
+            return await scene.committed() == [1, 0]
+
+        await eventually(is_known, within=LONG, what="an offset for the new queue")

@@ -1,0 +1,122 @@
+"""`Progress` against a model that is too simple to be wrong."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from brokerkit_rocketmq.progress import Progress
+
+
+class Model(RuleBasedStateMachine):
+    """One entry an offset of the queue: what became of it, in words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = 100
+        self.progress: Progress[str] = Progress(self.start)
+        #: Offsets that exist: every seventh is missing, as if it were deleted or filtered by the broker.
+        self.state: dict[int, str] = {}
+        self.position = self.start
+        self.high = self.start
+
+    def _with(self, state: str) -> list[int]:
+        return sorted(offset for offset, each in self.state.items() if each == state)
+
+    @rule(count=st.integers(0, 8), overlap=st.integers(0, 3))
+    def fetch(self, count: int, overlap: int) -> None:
+        end = self.position + count
+        offsets = [offset for offset in range(self.position - overlap, end) if offset % 7]
+        expected = []
+        for offset in offsets:
+            if offset >= self.position and self.state.get(offset) != "settled":
+                self.state[offset] = "fetched"
+                expected.append(offset)
+        assert self.progress.fetch(offsets, end) == expected
+        self.position = end
+
+    @precondition(lambda self: self._with("fetched"))
+    @rule(data=st.data())
+    def hand_out(self, data: st.DataObject) -> None:
+        waiting = self._with("fetched")
+        offsets = waiting[: data.draw(st.integers(1, len(waiting)))]
+        self.progress.hand_out({offset: f"message {offset}" for offset in offsets})
+        for offset in offsets:
+            self.state[offset] = "handed"
+        self.high = max(self.high, offsets[-1] + 1)
+
+    @precondition(lambda self: self._with("fetched"))
+    @rule(data=st.data())
+    def skip(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(self._with("fetched")), unique=True))
+        self.progress.skip(chosen)
+        for offset in chosen:
+            self.state[offset] = "settled"
+
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        offset = data.draw(st.integers(self.start, self.position))
+        assert self.progress.settle(offset) == (self.state.get(offset) == "handed")
+        if self.state.get(offset) == "handed":
+            self.state[offset] = "settled"
+
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        offset = data.draw(st.integers(self.start, self.position))
+        expected = f"message {offset}" if self.state.get(offset) == "handed" else None
+        assert self.progress.give_back(offset) == expected
+        if self.state.get(offset) == "handed":
+            self.state[offset] = "fetched"
+
+    @rule()
+    def rewind(self) -> None:
+        self.position = self._low()
+        for offset, state in self.state.items():
+            if state != "settled":
+                self.state[offset] = "lost"
+        self.progress.rewind()
+
+    def _low(self) -> int:
+        return min((offset for offset in self._open() if offset < self.position), default=self.position)
+
+    def _open(self) -> list[int]:
+        return sorted(self._with("fetched") + self._with("handed"))
+
+    @invariant()
+    def the_broker_is_told_the_smallest_unsettled_offset(self) -> None:
+        assert self.progress.low == self._low()
+        assert self.progress.next == self.position
+
+    @invariant()
+    def what_is_handed_out_is_known(self) -> None:
+        assert sorted(self.progress.handed) == self._with("handed")
+        assert self.progress.high == self.high
+
+    @invariant()
+    def holes_are_what_would_bring_settled_messages_again(self) -> None:
+        settled = self._with("settled")
+        assert self.progress.holes == [each for each in self._open() if settled and each < max(settled)]
+
+
+TestProgress = Model.TestCase
+TestProgress.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_below_the_mark_everything_was_handed_out_before() -> None:
+    progress: Progress[str] = Progress(5, mark=8)
+    assert (progress.low, progress.high) == (5, 8)
+    earlier: Progress[str] = Progress(5, mark=2)
+    assert earlier.high == 5
+
+
+@pytest.mark.parametrize("count", [100_000])
+def test_settling_backwards_costs_no_more_than_forwards(count: int) -> None:
+    progress: Progress[str] = Progress(0)
+    offsets = progress.fetch(range(count), count)
+    progress.hand_out(dict.fromkeys(offsets, "message"))
+    for offset in reversed(offsets):
+        assert progress.settle(offset)
+    assert progress.low == count
+    assert not progress.handed
