@@ -206,8 +206,9 @@ class RocketMQAdmin:
     async def reset_offsets(self, topic: str, group: str, to: float | str) -> dict[str, int]:
         """Let the group go on at an instant, or at ``"earliest"`` or ``"latest"``; return the offset by queue.
 
-        ``to`` is in seconds since the epoch; on 4.9.x the last message before it may come too.  Keys are ``"<broker>:<queue id>"``.  Messages that members have at work
-        are finished by them.  Members of a 5.x learn of it with their next request, so within some 20 s.
+        ``to`` is in seconds since the epoch; on 4.9.x the last message before it may come too.  Keys are
+        ``"<broker>:<queue id>"``.  Messages that members have at work are finished by them.  Members of a 5.x learn of
+        it with their next request, so within some 20 s.
         """
         native = self._names.group(topic, group)
         standing = await self._figures.standing(topic, group)

@@ -5,11 +5,12 @@ Request codes and fields: ``RequestCode`` and the ``protocol.header`` classes of
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from brokerkit.errors import BrokerError
+from brokerkit.errors import AccessRefused, BrokerError
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.errors import refused
 from brokerkit_rocketmq.remoting.bodies import parse_body
@@ -21,6 +22,9 @@ __all__ = ["Asking"]
 
 #: Bit of ``sysFlag``: the filter is in the request, so that the asker need not be a member (``PullSysFlag``).
 _SUBSCRIPTION = 4
+#: Seconds that a queue may stay behind the log, and between two looks at it.
+_DISPATCH = 2.0
+_PAUSE = 0.005
 _FOUND_NOTHING = frozenset({ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY})
 
 
@@ -51,6 +55,32 @@ class Asking:
         if frame.code != ResponseCode.SUCCESS:
             raise refused(frame, f"asking for an offset of {text_of(queue)}", topic=queue.topic)
         return int(frame.fields["offset"])
+
+    async def caught_up(self, brokers: Iterable[str]) -> None:
+        """Return when what was stored before this call has its place in its queue, after two seconds at most.
+
+        A send is confirmed when the message is in the broker's log; its queue, and with it all offsets, follows some
+        milliseconds later, and later under load (``ReputMessageService``).
+        """
+        await asyncio.gather(*(self._caught_up(broker) for broker in set(brokers)))
+
+    async def _caught_up(self, broker: str) -> None:
+        clock = self.client.clock
+        deadline = clock.monotonic() + _DISPATCH
+        stored: int | None = None
+        while True:
+            try:
+                answer = await self.ask(
+                    broker, RequestCode.GET_BROKER_RUNTIME_INFO, {}, f"asking {broker} for its state"
+                )
+            except AccessRefused:
+                return
+            table = (answer or {}).get("table") or {}
+            end, behind = int(table.get("commitLogMaxOffset", 0)), int(table.get("dispatchBehindBytes", 0))
+            stored = end if stored is None else stored
+            if end - behind >= stored or clock.monotonic() >= deadline:
+                return
+            await clock.sleep(_PAUSE)
 
     # --- offsets of groups ---
 

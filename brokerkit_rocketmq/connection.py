@@ -171,7 +171,11 @@ class RocketMQConnection:
             self._client,
             self._names,
             self._codec,
-            Limits(attempt_timeout=self._options.attempt_timeout, max_message_size=self._settings.max_message_size),
+            Limits(
+                attempt_timeout=self._options.attempt_timeout,
+                max_message_size=self._settings.max_message_size,
+                window=self._settings.window,
+            ),
             group=self._settings.producer_group,
             clock=self._clock,
             on_close=self._drivers.discard,

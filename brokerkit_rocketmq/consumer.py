@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,8 @@ class RocketMQConsumer:
         if reader.queue.topic != source.native_topic:
             # The group alone is meant.
             tags = None
-        marking = self._offsets.marking
+        # Below this it may have been delivered before, for all that is known.
+        unknown = reader.progress.doubtful if self._offsets.marking else sys.maxsize
         refused = 0
         for stored in messages:
             offset = stored.queue_offset
@@ -210,7 +212,7 @@ class RocketMQConsumer:
                 continue
             inbound = decode(stored, topic, group)
             inbound.token = (reader, offset)
-            inbound.redelivered = offset < before if marking else (True if offset < before else None)
+            inbound.redelivered = True if offset < before else False if offset >= unknown else None
             taken.append(inbound)
         if refused and source.shared:
             self._commits.soon(reader)

@@ -82,6 +82,8 @@ class DeadQueues:
 
     async def find(self, queues: Iterable[MessageQueue]) -> list[Letter]:
         """Return all dead letters that lie in the queues now, the oldest first."""
+        queues = tuple(queues)
+        await self._asking.caught_up(queue.broker for queue in queues)
         await asyncio.gather(*(self._find_in(queue) for queue in queues))
         found: dict[Place, Letter] = {}
         for queue in sorted(self._lanes):

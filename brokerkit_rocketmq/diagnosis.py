@@ -131,7 +131,7 @@ class Diagnosis:
                 Finding(
                     level="advice",
                     about=about,
-                    text="autoCreateTopicEnable=true: a client with a typo in a topic makes one, and on one broker only",
+                    text="autoCreateTopicEnable=true: a client with a typo in a topic makes one, on one broker only",
                     cure="autoCreateTopicEnable=false in broker.conf; brokerkit declares its topics and needs it not",
                 )
             )

@@ -27,6 +27,8 @@ log = logging.getLogger("brokerkit.rocketmq")
 PATIENCE = 3.0
 #: How much longer the next one waits: the former one's last commit is under way.
 _SLACK = 0.5
+#: More messages than this are in nobody's hands: somebody set the offsets back.
+_MOST_IN_HAND = 10_000
 #: Seconds between two looks at what the former one has committed.
 _LOOK = 0.05
 
@@ -50,6 +52,8 @@ async def take_over(offsets: Offsets, queue: MessageQueue, clock: Clock, *, wait
         await offsets.commit(queue, committed)
     if mark is None:
         await offsets.try_mark(queue, committed)
+    elif mark > committed + _MOST_IN_HAND:
+        return await begin_at(offsets, queue, committed, commit=True)
     return Progress(committed, mark=mark or 0)
 
 
@@ -75,7 +79,11 @@ async def begin_at(offsets: Offsets, queue: MessageQueue, offset: int, *, commit
         return Progress(offset)
     # First, so that it holds even if this process ends now.
     await offsets.commit(queue, offset)
-    return Progress(offset, mark=await offsets.mark(queue) or 0)
+    progress: Progress[StoredMessage] = Progress(offset)
+    # What comes again because somebody wants it to is no suspect.
+    progress.doubtful = await offsets.mark(queue) or 0
+    await offsets.try_mark(queue, offset)
+    return progress
 
 
 async def begin_at_end(offsets: Offsets, queue: MessageQueue) -> Progress[StoredMessage]:

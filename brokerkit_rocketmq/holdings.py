@@ -34,6 +34,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ORDERED_PATIENCE = 30.0
 #: Seconds for which a message of a lost queue may still be worked on, where nobody else gets it.
 _LONGEST_WORK = 60.0
+#: Seconds between two looks at what the brokers have as our offsets.
+_CHECK = 10.0
 #: Seconds that giving a queue away may take.
 _FAREWELL = 5.0
 
@@ -91,6 +93,7 @@ class Holdings:
         self._past: dict[MessageQueue, Progress[StoredMessage]] = {}
         #: Where queues are to be begun, whatever was before.
         self._begin_at: dict[MessageQueue, int] = {}
+        self._checking: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -109,21 +112,17 @@ class Holdings:
             return
         for queue in [queue for queue in self._held if queue not in wanted]:
             self._give_away(queue)
-        for queue, shared in wanted.items():
+        for queue, inherited in wanted.items():
             if queue not in self._held:
-                self._hold(queue, shared)
-        self._commit_again()
+                self._hold(queue, inherited)
+        if self._checking is None and self._tools.source.shared:
+            self._checking = asyncio.get_running_loop().create_task(
+                self._check_offsets(), name=f"brokerkit-rocketmq-offsets-{self._tools.source.native_group}"
+            )
         if self._tools.source.shared:
             # Others are at it.
             for queue in [queue for queue in self._past if queue not in self._held]:
                 del self._past[queue]
-
-    def _commit_again(self) -> None:
-        """A late commit of a former reader may have undone ours."""
-        for holding in self._held.values():
-            if holding.reader is not None and self._tools.source.shared:
-                holding.reader.committed = -1
-                self._tools.commits.soon(holding.reader)
 
     async def begun(self) -> None:
         """Return when every queue is read, or has failed to be once."""
@@ -152,31 +151,69 @@ class Holdings:
             self._past[queue] = reader.progress
         self._lost()
 
+    def _lose_holding(self, queue: MessageQueue, holding: _Holding) -> None:
+        if self._held.get(queue) is holding:
+            self.lose(queue)
+
+    # --- what others do to it ---
+
+    async def _check_offsets(self) -> None:
+        """See to it that the broker has what we committed, as far as it is not meant to have something else."""
+        while True:
+            await self._tools.clock.sleep(_CHECK)
+            for queue, holding in tuple(self._held.items()):
+                reader = holding.reader
+                if reader is None or reader.committed < 0:
+                    continue
+                expected = reader.committed
+                try:
+                    committed = await self._tools.offsets.committed(queue)
+                except BrokerError as error:
+                    log.debug("the offset of queue %d of %s is not known: %s", queue.queue_id, queue.topic, error)
+                    continue
+                if self._held.get(queue) is not holding or expected != reader.committed:
+                    continue
+                if committed is None or committed < expected:
+                    self._went_back(queue, holding, committed or 0)
+
+    def _went_back(self, queue: MessageQueue, holding: _Holding, offset: int) -> None:
+        reader = holding.reader
+        fresh = self._tools.clock.monotonic() - holding.since < 2 * PATIENCE + _CHECK
+        if reader is not None and holding.inherited and fresh:
+            # The last commit of a former reader came after our first.
+            reader.committed = -1
+            self._tools.commits.soon(reader)
+        else:
+            # An administrator wants it so, or the topic is not the one that it was.
+            self.move(queue, offset)
+
     # --- beginning ---
 
-    def _hold(self, queue: MessageQueue, shared: bool) -> None:
-        holding = self._held[queue] = _Holding()
+    def _hold(self, queue: MessageQueue, inherited: bool) -> None:
+        holding = self._held[queue] = _Holding(inherited)
         name = f"brokerkit-rocketmq-read-{queue.topic}-{queue.broker}-{queue.queue_id}"
-        task = holding.task = asyncio.get_running_loop().create_task(self._read(queue, holding, shared), name=name)
+        task = holding.task = asyncio.get_running_loop().create_task(self._read(queue, holding, inherited), name=name)
 
         def ended(done: asyncio.Task[None]) -> None:
             if not done.cancelled() and (error := done.exception()) is not None:
                 # A fault of ours must not end a queue in silence.
                 log.error("reading queue %d of %s failed", queue.queue_id, queue.topic, exc_info=error)
                 holding.is_begun()
-                if self._held.get(queue) is holding:
-                    self.lose(queue)
+                self._tools.clock.call_later(_LONGEST_PAUSE, lambda: self._lose_holding(queue, holding))
 
         task.add_done_callback(ended)
 
-    async def _read(self, queue: MessageQueue, holding: _Holding, shared: bool) -> None:
+    async def _read(self, queue: MessageQueue, holding: _Holding, inherited: bool) -> None:
         leaving = self._leaving.get(queue)
         if leaving is not None:
             await asyncio.wait((leaving,))
+        if inherited:
+            # Nobody need wait for what the former reader still does.
+            holding.is_begun()
         pause = _FIRST_PAUSE
         while True:
             try:
-                reader = await self._begin(queue, shared)
+                reader = await self._begin(queue, inherited)
                 break
             except BrokerError as error:
                 log.info("queue %d of %s cannot be begun now: %s", queue.queue_id, queue.topic, error)
@@ -188,6 +225,7 @@ class Holdings:
         self._past.pop(queue, None)
         self._begin_at.pop(queue, None)
         holding.reader = reader
+        holding.since = self._tools.clock.monotonic()
         holding.is_begun()
         self.readers.add(reader)
         if self._tools.source.shared:
@@ -196,7 +234,7 @@ class Holdings:
             reader.home.lost.add_done_callback(lambda _: self._home_lost(reader))
         await self._puller.run(reader)
 
-    async def _begin(self, queue: MessageQueue, shared: bool) -> Reader:
+    async def _begin(self, queue: MessageQueue, inherited: bool) -> Reader:
         tools = self._tools
         link = await tools.client.link(queue.broker, slaves=True)
         home = await link.connected(tools.client.options.timeout)
@@ -211,14 +249,14 @@ class Holdings:
         elif past is not None:
             progress = await go_on(tools.offsets, queue, past)
         else:
-            progress = await take_over(tools.offsets, queue, tools.clock, wait=shared and tools.locks is None)
+            progress = await take_over(tools.offsets, queue, tools.clock, wait=inherited and tools.locks is None)
         return Reader(queue, progress, home)
 
     def _home_lost(self, reader: Reader) -> None:
         if reader in self.readers and reader.live:
             holding = self._held.get(reader.queue)
             if holding is not None and holding.reader is reader:
-                self.lose(reader.queue)
+                self._lose_holding(reader.queue, holding)
             else:
                 self._forget(reader)
 
@@ -303,6 +341,9 @@ class Holdings:
     async def aclose(self) -> None:
         """Give everything away, whatever is unsettled."""
         self._closed = True
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait((self._checking,))
         holdings, self._held = list(self._held.values()), {}
         for holding in holdings:
             holding.end()
@@ -328,9 +369,13 @@ class Holdings:
 class _Holding:
     """One queue that is ours."""
 
-    __slots__ = ("begun", "reader", "task")
+    __slots__ = ("begun", "inherited", "reader", "since", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: bool) -> None:
+        #: Whether it was read until then by a member that is alive.
+        self.inherited = inherited
+        #: Monotonic: when reading began.
+        self.since = 0.0
         self.task: asyncio.Task[None] | None = None
         self.reader: Reader | None = None
         #: Done when the first attempt to begin it is over.

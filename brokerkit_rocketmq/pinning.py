@@ -37,6 +37,8 @@ class Pinning:
 
     async def look(self, queues: Sequence[MessageQueue], start: Start) -> Mapping[MessageQueue, int]:
         """Return the offset to begin at, for each queue."""
+        if not start.earliest or start.instant is not None:
+            await self._asking.caught_up(queue.broker for queue in queues)
         offsets = await asyncio.gather(*(self._offset(queue, start) for queue in queues))
         return dict(zip(queues, offsets, strict=True))
 

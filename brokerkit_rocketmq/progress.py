@@ -21,7 +21,7 @@ class Progress(Generic[M]):
     Offsets need not be without gaps: what a filter kept away, or was deleted, is never fetched.
     """
 
-    __slots__ = ("_order", "_settled", "handed", "high", "next")
+    __slots__ = ("_order", "_settled", "doubtful", "handed", "high", "next")
 
     def __init__(self, start: int, mark: int = 0) -> None:
         """Begin at offset ``start``; whatever is below ``mark`` may have been handed out before."""
@@ -32,6 +32,8 @@ class Progress(Generic[M]):
         #: The offset after the highest that was ever handed out.  As a queue is handed out in its order, an offset
         #: below it was delivered before.
         self.high = max(start, mark)
+        #: Whether offsets below it were delivered before is not known.
+        self.doubtful = 0
         #: Fetched offsets, ascending, from the smallest that is not settled on.
         self._order: deque[int] = deque()
         #: Of those, the settled ones.

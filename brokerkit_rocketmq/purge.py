@@ -128,6 +128,7 @@ class Purging:
         route = await self._topology.require(topic, group)
         retry = await self._making.route(names.retry(topic, group))
         native, shadow = names.group(topic, group), names.shadow(topic, group)
+        await self._making.asking.caught_up(brokers_of(route) | brokers_of(retry))
         count = 0
         for one in filter(None, (route, retry)):
             members = await self._figures.members(native, brokers_of(one))

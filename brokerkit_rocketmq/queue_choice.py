@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from brokerkit_rocketmq.routes import MessageQueue, Route
 
 __all__ = ["Fixed", "Rotation", "queue_of_key", "settled_queues"]
+
+#: Messages that are worth a request of their own when there is company.
+_LEAST_SHARE = 2
 
 
 class Rotation:
@@ -26,8 +30,13 @@ class Rotation:
         self._places = [
             (queue, outlets.get(queue.broker)) for queue in sorted(queues, key=lambda one: (one.queue_id, one.broker))
         ]
-        self._last = -1
+        #: Processes that send little would all begin at the same queue.
+        self._last = random.randrange(len(self._places)) if self._places else -1
         self.outlets = tuple({outlet.name: outlet for _, outlet in self._places}.values())
+
+    def share_of(self, count: int) -> int:
+        """Return how many of ``count`` messages one request takes, so that all consumers get some of them."""
+        return max(_LEAST_SHARE, -(-count // max(1, len(self._places))))
 
     def next(self, now: float) -> tuple[MessageQueue, Outlet] | None:
         """Return the queue that takes the next request, on a broker that has room for it; None: wait for one.
@@ -68,6 +77,10 @@ class Fixed:
     def __init__(self, queue: MessageQueue, outlets: Outlets) -> None:
         self.queue = queue
         self.outlets = (outlets.get(queue.broker),)
+
+    def share_of(self, count: int) -> int:
+        """Return how many of ``count`` messages one request takes: as many as it can."""
+        return count
 
     def next(self, now: float) -> tuple[MessageQueue, Outlet] | None:
         """Return the queue if its broker has room now; None: wait.  A connection that is missing is begun."""

@@ -99,9 +99,10 @@ class Figures:
     async def stats(self, topic: str, group: str) -> GroupStats:
         """Return the figures of the group; raise `TopicNotFound` when it is missing.
 
-        ``ready`` counts by offsets: messages that the tag filter of the group leaves out count until a member has
-        passed them.  ``unsettled`` is what lies between the oldest unsettled message and the last one that was handed
-        out, so settled messages above an unsettled one count too.  Delays are kept for all topics together: None.
+        A message counts from some milliseconds after its send was confirmed.  ``ready`` goes by offsets: messages that
+        the tag filter of the group leaves out count until a member has passed them.  ``unsettled`` is what lies between
+        the oldest unsettled message and the last one that was handed out, so settled messages above an unsettled one
+        count too.  Delays are kept for all topics together: None.
         ``oldest_age`` is None where the messages may not be read, and may be too small where they are very large.
         """
         standing = await self.standing(topic, group)

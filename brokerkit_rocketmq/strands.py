@@ -92,6 +92,7 @@ class Strand:
     def flush(self) -> None:
         """Go on as far as possible."""
         sending = self._sending
+        most = min(MOST_MESSAGES, self.choice.share_of(len(self.waiting)))
         while (self.waiting or self._again) and not (self._ordered and self.in_flight) and not self._closed:
             place = self.choice.next(sending.clock.monotonic())
             if place is None:
@@ -102,7 +103,7 @@ class Strand:
             if self._again:
                 parcel = pack(self._again, encode, most_messages=1, most_bytes=0, second=True)
             else:
-                parcel = pack(self.waiting, encode, most_messages=MOST_MESSAGES, most_bytes=sending.most_bytes)
+                parcel = pack(self.waiting, encode, most_messages=most, most_bytes=sending.most_bytes)
             if parcel is not None:
                 self._post(parcel, queue, outlet)
 

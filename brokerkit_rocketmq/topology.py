@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from zlib import crc32
 
-from brokerkit.errors import TopicNotFound, TopologyConflict
+from brokerkit.errors import AccessRefused, TopicNotFound, TopologyConflict
 from brokerkit.spi import GroupSpec, TopicSpec
 from brokerkit_rocketmq.errors import NAME
 from brokerkit_rocketmq.making import Make, Making, brokers_of, together
@@ -66,8 +66,6 @@ class Topology:
         making, names = self._making, self._names
         native = names.group(topic.name, group.name)
         retry, dead = retry_topic(native), dead_topic(native)
-        # Before the question whether it is pinned: see Pinning.
-        offsets = await self._pinning.look(route.readable, self._start(topic, group))
         retry_route, dead_route = await asyncio.gather(making.route(retry), making.route(dead))
         lacking = [broker for broker in masters if broker not in brokers_of(retry_route)]
         await together(
@@ -75,9 +73,13 @@ class Topology:
             for broker in lacking
             for one in (native, names.shadow(topic.name, group.name), names.dead_reader(topic.name, group.name))
         )
-        # A group that is there already begins at the beginning of queues that are new.
-        if retry_route is None or await self._pinning.is_unknown(native, route.readable):
-            await self._pinning.pin(native, offsets)
+        if retry_route is None or await self._is_unused(native, route):
+            start = Start(group.start == "earliest", names.start_instant(topic.name, group.name))
+            # Before the question whether somebody else pinned it meanwhile: see Pinning.
+            offsets = await self._pinning.look(route.readable, start)
+            # A group that is there already begins at the beginning of queues that are new.
+            if await making.route(retry) is None or await self._is_unused(native, route):
+                await self._pinning.pin(native, offsets)
         undead = [broker for broker in masters if broker not in brokers_of(dead_route)]
         if undead:
             await making.topics((Make(broker, dead, 1) for broker in undead), topic.name)
@@ -87,8 +89,12 @@ class Topology:
             await making.topics((Make(broker, retry, queues) for broker in lacking), topic.name)
             await making.visible(retry, lacking)
 
-    def _start(self, topic: TopicSpec, group: GroupSpec) -> Start:
-        return Start(group.start == "earliest", self._names.start_instant(topic.name, group.name))
+    async def _is_unused(self, native: str, route: Route) -> bool:
+        """Return whether a group that exists has certainly not begun with this topic."""
+        try:
+            return await self._pinning.is_unknown(native, route.readable)
+        except AccessRefused:
+            return False  # who may only send does not decide where others begin
 
     def _check(self, topic: TopicSpec, native: str, route: Route) -> None:
         """Raise `TopologyConflict` unless the topic can serve as it is declared."""

@@ -29,6 +29,7 @@ import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
 import org.apache.rocketmq.client.consumer.rebalance.AllocateMessageQueueAveragely;
+import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
@@ -182,7 +183,7 @@ public final class RocketMQPeer {
 
     // --- consuming ---
 
-    private DefaultMQPushConsumer consumerOf(Map<String, String> told) throws Exception {
+    private DefaultMQPushConsumer consumerOf(Map<String, String> told) throws MQClientException {
         DefaultMQPushConsumer made =
                 new DefaultMQPushConsumer(told.get("group"), signature, new AllocateMessageQueueAveragely());
         made.setNamesrvAddr(nameServer);
@@ -193,15 +194,35 @@ public final class RocketMQPeer {
 
     /** Hands messages out until told to stop; those with fewer than "fail" earlier attempts fail. */
     private void consume(Map<String, String> told) throws Exception {
+        for (int attempt = 1; consumer == null; attempt++) {
+            DefaultMQPushConsumer made = handing(told);
+            try {
+                made.start();
+                consumer = made;
+            } catch (MQClientException | IllegalStateException busy) {
+                // Its own 3 seconds for an answer, which a loaded machine needs.
+                made.shutdown();
+                if (attempt == 10) {
+                    throw busy;
+                }
+            }
+        }
+        say("\"consuming\":true");
+        watcher = new Thread(() -> watch(consumer, told.get("topic")));
+        watcher.setDaemon(true);
+        watcher.start();
+    }
+
+    private DefaultMQPushConsumer handing(Map<String, String> told) throws MQClientException {
         int failing = Integer.parseInt(told.getOrDefault("fail", "0"));
         // Of the concurrent listener: 0 lets the broker choose, -1 is a dead letter at once.
         int level = Integer.parseInt(told.getOrDefault("level", "0"));
-        consumer = consumerOf(told);
+        DefaultMQPushConsumer made = consumerOf(told);
         if (told.containsKey("max_reconsume")) {
-            consumer.setMaxReconsumeTimes(Integer.parseInt(told.get("max_reconsume")));
+            made.setMaxReconsumeTimes(Integer.parseInt(told.get("max_reconsume")));
         }
         if (told.containsKey("ordered")) {
-            consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
+            made.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
                 messages.forEach(one -> say("\"message\":" + received(one)));
                 context.setSuspendCurrentQueueTimeMillis(100);
                 return messages.get(0).getReconsumeTimes() < failing
@@ -209,7 +230,7 @@ public final class RocketMQPeer {
                         : ConsumeOrderlyStatus.SUCCESS;
             });
         } else {
-            consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+            made.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
                 messages.forEach(one -> say("\"message\":" + received(one)));
                 context.setDelayLevelWhenNextConsume(level);
                 return messages.get(0).getReconsumeTimes() < failing
@@ -217,11 +238,7 @@ public final class RocketMQPeer {
                         : ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
             });
         }
-        consumer.start();
-        say("\"consuming\":true");
-        watcher = new Thread(() -> watch(consumer, told.get("topic")));
-        watcher.setDaemon(true);
-        watcher.start();
+        return made;
     }
 
     /** Says which queues this member has whenever that changes. */

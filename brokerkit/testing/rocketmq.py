@@ -83,8 +83,9 @@ class RocketMQUrlHarness(Harness):
         return found
 
     async def versions(self, connection: Connection) -> Mapping[str, str]:
-        found = getattr(connection, "version", None)
-        return {"rocketmq": await found() if found else "unknown", "python": sys.version.split()[0]}
+        brokers = await connection.native_admin.brokers()  # type: ignore[attr-defined]
+        found = sorted({broker.version for broker in brokers if broker.version})
+        return {"rocketmq": ", ".join(found) or "unknown", "python": sys.version.split()[0]}
 
     # --- layers -----------------------------------------------------------------------------------------------
 

@@ -52,11 +52,13 @@ class Ledger:
 
         Each must come to somebody.  Raises `AssertionError` when one does not.
         """
-        first = self._sent
-        bodies = [f"m{number}" for number in range(first, first + 10 * QUEUES)]
-        self._sent += len(bodies)
-        for outcome in self._manager.send_many(self._topic, bodies):
-            assert outcome.error is None, outcome.error
+        bodies = []
+        for queue in range(QUEUES):
+            some = [f"m{number}" for number in range(self._sent, self._sent + 10)]
+            self._sent += len(some)
+            bodies += some
+            for outcome in self._manager.send_many(self._topic, some, native={"queue_id": queue}):
+                assert outcome.error is None, outcome.error
         return eventually_sync(lambda: self._all(bodies, members), within=LONG, what="each message at some member")
 
     def _all(self, bodies: list[str], members: list[Peer]) -> list[dict[str, int]]:
@@ -161,7 +163,8 @@ def test_we_handle_what_a_java_member_gave_back_as_a_second_attempt(scene: Scene
     with scene.manager() as manager:
         java.consume(scene.topic, scene.group, fail=99, level=1)
         manager.send(scene.topic, "again", message_id="id-1", tag="new", headers={"source": "web"})
-        java.take()
+        # By the second one the first has been given back.
+        assert [one.reconsumed for one in java.take(2)] == [0, 1]
         java.stop()
 
         (came,) = receive(manager, scene.topic)

@@ -91,6 +91,8 @@ class Scene:
         }
         frame = await self.client.call(broker, RequestCode.SEND_MESSAGE_V2, fields, body)
         assert frame.code == 0, (frame.code, frame.remark)
+        # It has its place in its queue a moment later only.
+        await self.making.asking.caught_up([broker])
 
     async def commit(self, topic: str, group: str, offset: int, *, queue: int = 0, retry: bool = False) -> None:
         """Commit as a member of the group would."""

@@ -14,6 +14,7 @@ from brokerkit_rocketmq.dialing import DialOptions
 from brokerkit_rocketmq.links import LinkOptions
 from brokerkit_rocketmq.registrations import Registration, Subscription
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
+from brokerkit_rocketmq.remoting.frames import Frame
 from brokerkit_rocketmq.remoting.names import retry_topic
 
 __all__ = ["LONG", "QUICK", "a_client", "a_name", "membership", "options_for", "send"]
@@ -64,12 +65,16 @@ def membership(group: str, topic: str, expression: str = "*") -> Registration:
     )
 
 
-async def send(client: Client, topic: str, body: bytes = b"x", queue: int = 0, broker: str = "broker-a") -> None:
-    """Store one message."""
+async def send(client: Client, topic: str, body: bytes = b"x", queue: int = 0, broker: str = "broker-a") -> Frame:
+    """Store one message, also where other tests keep the broker busy."""
     fields = {
         "a": "brokerkit", "b": topic, "c": "", "d": "1", "e": str(queue), "f": "0", "g": "1700000000000", "h": "0",
         "i": "", "j": "0", "k": "false", "l": "16", "m": "false",
     }  # fmt: skip
     frame = await client.call(broker, RequestCode.SEND_MESSAGE_V2, fields, body)
+    while frame.code == ResponseCode.SYSTEM_BUSY:
+        await client.clock.sleep(0.05)
+        frame = await client.call(broker, RequestCode.SEND_MESSAGE_V2, fields, body)
     if frame.code != ResponseCode.SUCCESS:
         raise AssertionError(f"{frame.code}: {frame.remark}")
+    return frame

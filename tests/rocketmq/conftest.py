@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from brokerkit.testing.services.rocketmq import RocketMQControl
-from tests.rocketmq.servers import NEW, OLD, shared_rocketmq
+from tests.rocketmq.servers import NEW, OLD, shared_guarded_pair, shared_rocketmq
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,12 @@ def rocketmq_old(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
 def rocketmq_new(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> RocketMQControl:
     """The 5.5.0 that all processes of this run share: use names of your own, break nothing."""
     return shared_rocketmq(pytestconfig, tmp_path_factory, NEW)
+
+
+@pytest.fixture(scope="session")
+def guarded_pair(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> RocketMQControl:
+    """The two 4.9.4 masters with the ACL on that all processes of this run share; accounts are in `servers`."""
+    return shared_guarded_pair(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(params=[OLD, NEW])

@@ -257,11 +257,7 @@ async def test_a_member_handles_no_message_on_request(rocketmq: RocketMQControl)
     rocketmq.create_topic(topic, queues=1)
     async with a_client(rocketmq) as client, a_client(rocketmq) as tool:
         await client.register_consumer(membership(group, topic))
-        fields = {
-            "a": "p", "b": topic, "c": "", "d": "1", "e": "0", "f": "0", "g": "1700000000000", "h": "0", "i": "",
-            "j": "0", "k": "false", "l": "16", "m": "false",
-        }  # fmt: skip
-        sent = await tool.call("broker-a", RequestCode.SEND_MESSAGE_V2, fields, b"x")
+        sent = await send(tool, topic)
         frame = await ask_member(
             tool,
             RequestCode.CONSUME_MESSAGE_DIRECTLY,

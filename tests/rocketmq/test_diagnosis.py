@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -14,17 +14,13 @@ import pytest
 
 from brokerkit.errors import BrokerUnavailable
 from brokerkit.spi import Finding
-from brokerkit.testing.services.rocketmq import RocketMQAccount, RocketMQControl, RocketMQOptions, RocketMQServer
+from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.admin_data import BrokerInfo
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.diagnosis import unreachable_brokers
 from brokerkit_rocketmq.registrations import Registration, Subscription
 from tests.rocketmq.administration import LONG, Scene, a_topic, administering
-from tests.rocketmq.servers import OLD, installation_or_skip
-
-_ACCOUNT = RocketMQAccount(
-    access_key="worker-one", secret_key="worker-secret", default_topic="PUB|SUB", default_group="SUB"
-)
+from tests.rocketmq.servers import WORKER
 
 
 def of_level(level: str, findings: Iterable[Finding], about: str = "") -> list[str]:
@@ -163,26 +159,20 @@ async def test_a_clock_that_differs_is_wrong(rocketmq: RocketMQControl) -> None:
 # --- permissions ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[RocketMQServer]:
-    options = RocketMQOptions(acl=True, accounts=(_ACCOUNT,))
-    with RocketMQServer(options, installation=installation_or_skip(OLD)) as server:
-        yield server
-
-
-async def test_missing_permissions_are_named(guarded: RocketMQServer) -> None:
+async def test_missing_permissions_are_named(guarded_pair: RocketMQControl) -> None:
     topic = a_topic("work")
-    async with administering(guarded) as admin, administering(guarded, url=guarded.address.url(_ACCOUNT.login)) as one:
+    # An account of the test's own: while it is changed it does not exist.
+    account = replace(WORKER, access_key=f"a{topic.name[2:]}")
+    guarded_pair.set_account(account)
+    url = guarded_pair.address.url(account.login)
+    async with administering(guarded_pair) as admin, administering(guarded_pair, url=url) as one:
         await admin.declare(topic)
         one.topics[topic.name] = topic
         native, group = admin.names.topic(topic.name), admin.names.group(topic.name, "work")
         assert of_level("wrong", await one.diagnosis.diagnose()) == []
-        guarded.set_account(replace(_ACCOUNT, topics={native: "SUB"}, groups={group: "DENY"}))
-        try:
-            (wrong,) = of_level("wrong", await one.diagnosis.diagnose(), "group")
-            assert f"sending to '{native}'" in wrong
-            assert f"reading '{native}' as group '{group}'" in wrong
-            assert "worker-secret" not in wrong
-        finally:
-            guarded.set_account(_ACCOUNT)
+        guarded_pair.set_account(replace(account, topics={native: "SUB"}, groups={group: "DENY"}))
+        (wrong,) = of_level("wrong", await one.diagnosis.diagnose(), "group")
+        assert f"sending to '{native}'" in wrong
+        assert f"reading '{native}' as group '{group}'" in wrong
+        assert "worker-secret" not in wrong
         assert (await admin.figures.stats(topic.name, "work")).ready == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,15 +11,12 @@ import pytest
 from brokerkit.errors import AccessRefused, Closed
 from brokerkit.spi import Inbound, Outbound, ToInbox
 from brokerkit.testing.services.rocketmq import (
-    RocketMQAccount,
     RocketMQControl,
-    RocketMQOptions,
-    RocketMQServer,
 )
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.inbox import RocketMQInbox
 from tests.rocketmq.administration import CLOCK, LONG, Scene, administering
-from tests.rocketmq.servers import OLD, installation_or_skip
+from tests.rocketmq.servers import WORKER
 
 
 @asynccontextmanager
@@ -111,18 +108,8 @@ async def test_a_closed_inbox_says_so(rocketmq: RocketMQControl) -> None:
             await waiting
 
 
-@pytest.fixture(scope="module")
-def guarded_pair() -> Iterator[RocketMQServer]:
-    account = RocketMQAccount(
-        access_key="worker-one", secret_key="worker-secret", default_topic="PUB|SUB", default_group="SUB"
-    )
-    options = RocketMQOptions(masters=2, acl=True, accounts=(account,))
-    with RocketMQServer(options, installation=installation_or_skip(OLD)) as server:
-        yield server
-
-
-async def test_replies_come_from_every_broker_to_whom_may_read_them(guarded_pair: RocketMQServer) -> None:
-    url = guarded_pair.address.url(guarded_pair.options.accounts[0].login)
+async def test_replies_come_from_every_broker_to_whom_may_read_them(guarded_pair: RocketMQControl) -> None:
+    url = guarded_pair.address.url(WORKER.login)
     async with administering(guarded_pair, url=url) as worker:
         with pytest.raises(AccessRefused, match=r"bk\|inbox"):
             async with an_inbox(worker):

@@ -100,8 +100,9 @@ async def test_members_of_a_5_x_learn_from_their_next_pull_where_to_go_on(rocket
         group, native = scene.names.group(topic.name, "work"), scene.names.topic(topic.name)
         await member.client.register_consumer(Registration(group=group, subscriptions=(Subscription(native),)))
         assert await scene.purging.purge(topic.name, "work") == 10
-        # Looking at figures does not take the news away from the member.
-        await scene.figures.stats(topic.name, "work")
+        # Looking at figures, which reads the oldest message, does not take the news away from the member.
+        await scene.store(message(topic, 10), queue=3)
+        assert (await scene.figures.stats(topic.name, "work")).oldest_age is not None
         queue = (await member.client.routes.route(native)).readable[3]
         frame, following = await member.making.asking.pull(group, queue, 2)
         assert (frame.code, frame.remark, following) == (ResponseCode.PULL_OFFSET_MOVED, "OFFSET_RESET", 10)

@@ -13,14 +13,13 @@ import pytest
 from brokerkit.errors import AccessRefused, BrokerUnavailable, TopicNotFound, TopologyConflict
 from brokerkit.spi import GroupSpec, Outbound, TopicSpec, ToTopic
 from brokerkit.testing.services.rocketmq import (
-    RocketMQAccount,
     RocketMQControl,
     RocketMQOptions,
     RocketMQServer,
 )
 from brokerkit_rocketmq.remoting.codes import RequestCode
 from tests.rocketmq.administration import CLOCK, Scene, a_topic, administering
-from tests.rocketmq.servers import OLD, installation_or_skip
+from tests.rocketmq.servers import NEW, SENDER, WORKER, installation_or_skip
 
 
 async def group_config(scene: Scene, group: str) -> dict[str, object]:
@@ -284,22 +283,11 @@ async def test_only_the_brokers_of_the_configured_cluster_get_the_topic(rocketmq
 
 # --- permissions ----------------------------------------------------------------------------------------------
 
-_WORKER = RocketMQAccount(
-    access_key="worker-one", secret_key="worker-secret", default_topic="PUB|SUB", default_group="SUB"
-)
 
-
-@pytest.fixture(scope="module")
-def guarded() -> Iterator[RocketMQServer]:
-    options = RocketMQOptions(acl=True, accounts=(_WORKER,))
-    with RocketMQServer(options, installation=installation_or_skip(OLD)) as server:
-        yield server
-
-
-async def test_who_may_not_create_is_told_what_to_ask_for(guarded: RocketMQServer) -> None:
+async def test_who_may_not_create_is_told_what_to_ask_for(guarded_pair: RocketMQControl) -> None:
     topic = a_topic("work")
-    url = guarded.address.url(_WORKER.login)
-    async with administering(guarded, url=url) as worker, administering(guarded) as admin:
+    url = guarded_pair.address.url(WORKER.login)
+    async with administering(guarded_pair, url=url) as worker, administering(guarded_pair) as admin:
         with pytest.raises(AccessRefused, match=r"mqadmin updateTopic -t .*declare: verify") as caught:
             await worker.declare(topic)
         assert "worker-secret" not in str(caught.value)
@@ -308,11 +296,11 @@ async def test_who_may_not_create_is_told_what_to_ask_for(guarded: RocketMQServe
             await worker.declare(topic)
 
 
-async def test_who_may_not_create_declares_what_exists(guarded: RocketMQServer) -> None:
+async def test_who_may_not_create_declares_what_exists(guarded_pair: RocketMQControl) -> None:
     topic = a_topic("work")
     async with (
-        administering(guarded, url=guarded.address.url(_WORKER.login)) as worker,
-        administering(guarded) as admin,
+        administering(guarded_pair, url=guarded_pair.address.url(WORKER.login)) as worker,
+        administering(guarded_pair) as admin,
     ):
         await admin.declare(topic)
         await worker.declare(topic)
@@ -321,20 +309,42 @@ async def test_who_may_not_create_declares_what_exists(guarded: RocketMQServer) 
             await worker.topology.delete(topic.name, "work")
 
 
-# --- several brokers ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def two_brokers() -> Iterator[RocketMQServer]:
-    with RocketMQServer(RocketMQOptions(masters=2), installation=installation_or_skip(OLD)) as server:
+def guarded_new() -> Iterator[RocketMQServer]:
+    options = RocketMQOptions(acl=True, accounts=(WORKER, SENDER))
+    with RocketMQServer(options, installation=installation_or_skip(NEW)) as server:
         yield server
 
 
+async def test_on_5_x_the_same_holds_for_who_may_not_create_and_for_who_may_only_send(
+    guarded_new: RocketMQServer,
+) -> None:
+    topic, missing = a_topic("work"), a_topic("work")
+    worker_url, sender_url = (guarded_new.address.url(account.login) for account in (WORKER, SENDER))
+    async with (
+        administering(guarded_new) as admin,
+        administering(guarded_new, url=worker_url) as worker,
+        administering(guarded_new, url=sender_url) as sender,
+    ):
+        await admin.declare(topic)
+        for scene in (worker, sender):
+            await scene.declare(topic)
+            await scene.topology.verify(topic, topic.groups["work"])
+            with pytest.raises(AccessRefused, match="mqadmin updateTopic"):
+                await scene.declare(missing)
+        await sender.store(a_message(topic))
+        await admin.making.asking.caught_up(["broker-a"])
+        assert (await admin.figures.stats(topic.name, "work")).ready == 1
+
+
+# --- several brokers ------------------------------------------------------------------------------------------
+
+
 async def test_a_topic_and_its_groups_are_on_every_broker_and_an_ordered_one_on_one(
-    two_brokers: RocketMQServer,
+    guarded_pair: RocketMQControl,
 ) -> None:
     topic, ordered = a_topic("work"), a_topic("work", ordered=True)
-    async with administering(two_brokers) as scene:
+    async with administering(guarded_pair) as scene:
         await scene.declare(topic, ordered)
         names = scene.names
         route = await scene.client.routes.route(names.topic(topic.name))
@@ -351,11 +361,11 @@ async def test_a_topic_and_its_groups_are_on_every_broker_and_an_ordered_one_on_
             assert not [one for one in await scene.making.groups_on(broker) if names.topic(topic.name) in one]
 
 
-async def test_a_broker_that_was_added_gets_the_topic_and_the_group(two_brokers: RocketMQServer) -> None:
+async def test_a_broker_that_was_added_gets_the_topic_and_the_group(guarded_pair: RocketMQControl) -> None:
     topic = a_topic("work")
     native = topic.name.replace(".", "|")
     config = json.dumps({"groupName": f"work||{native}"}).encode()
-    async with administering(two_brokers) as scene:
+    async with administering(guarded_pair) as scene:
         scene.topics[topic.name] = topic
         make = scene.making
         # As it is when the second broker came later.

@@ -29,6 +29,8 @@ from rocketmq import (
 _OUT = threading.Lock()
 #: Seconds that a received message stays with its consumer, and that a receive waits.
 _INVISIBLE, _AWAIT = 60, 5
+#: Receives that may fail before that is said.
+_FAILURES = 30
 
 
 def say(**fields: Any) -> None:
@@ -97,6 +99,7 @@ class Program:
         say(consuming=True)
 
     def read(self) -> None:
+        failures = 0
         while not self.stopping.is_set():
             try:
                 for message in self.consumer.receive(32, _INVISIBLE):
@@ -117,7 +120,9 @@ class Program:
                         }
                     )
             except Exception as error:
-                if not self.stopping.is_set():
+                # It starts before the proxy has its settings: "settings is null".
+                failures += 1
+                if not self.stopping.wait(1.0) and failures == _FAILURES:
                     say(error=f"{type(error).__name__}: {error}")
                     return
 
