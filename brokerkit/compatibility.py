@@ -15,7 +15,18 @@ from pydantic import BaseModel, Field
 from brokerkit.errors import ConfigurationError
 from brokerkit.settings_schema import SettingsModel
 
-__all__ = ["RABBITMQ_VARIABLES", "SECTION_MODELS", "RabbitMQKeys", "RocketMQKeys", "meaning", "normalise"]
+__all__ = [
+    "ATTEMPT_TIMEOUT",
+    "RABBITMQ_VARIABLES",
+    "SECTION_MODELS",
+    "RabbitMQKeys",
+    "RocketMQKeys",
+    "meaning",
+    "normalise",
+]
+
+#: Default of the top-level ``attempt_timeout``, in seconds.
+ATTEMPT_TIMEOUT = 5.0
 
 #: Environment variables of the service client, and the keys of the ``rabbitmq`` section that they set.
 RABBITMQ_VARIABLES = {
@@ -53,7 +64,9 @@ class RocketMQKeys(SettingsModel):
     max_message_size: int | None = Field(None, ge=1, description="Bytes. Default for the top-level key.")
     send_timeout: int | None = Field(None, ge=1, description="Milliseconds. Default for `attempt_timeout`.")
     retry_times: int | None = Field(
-        None, ge=0, description="Accepted; the top-level `send_timeout` bounds the repeated sends."
+        None,
+        ge=0,
+        description="n means that the top-level `send_timeout` is n + 1 times that of one attempt.",
     )
     consumer_thread_min: int | None = Field(
         None, ge=1, description="Accepted, without effect: threads are made when needed."
@@ -67,7 +80,7 @@ class RocketMQKeys(SettingsModel):
     consume_timeout: float | None = Field(None, gt=0, description="Minutes. Default for `handler_timeout`.")
     max_reconsume_times: int | None = Field(None, ge=0, description="n means `retry.max_attempts` n + 1.")
     suspend_current_queue_time: int | None = Field(
-        None, ge=0, description="Milliseconds until an ordered queue that could not be locked is tried again."
+        None, ge=0, description="Most milliseconds until an ordered queue that could not be locked is tried again."
     )
     access_key: str | None = Field(None, description="ACL access key.")
     secret_key: str | None = Field(None, description="ACL secret key.")
@@ -111,6 +124,9 @@ def meaning(backend: str, section: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "send_timeout" in keys:
         found["attempt_timeout"] = keys["send_timeout"] / 1000
+    if "retry_times" in keys:
+        # So many attempts on a broker that hangs; one that restarts is waited for just as long.
+        found["send_timeout"] = (keys["retry_times"] + 1) * found.get("attempt_timeout", ATTEMPT_TIMEOUT)
     if "consume_timeout" in keys:
         found["handler_timeout"] = keys["consume_timeout"] * 60
     if "max_reconsume_times" in keys:

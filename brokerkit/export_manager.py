@@ -341,8 +341,9 @@ class ExportManager(Manager):
     def get_consumer_lag(self) -> dict[str, Any]:
         """Return topic, consumer_group, consumer_lag {"0": n, …}, total_lag, delay_seconds and last_check.
 
-        consumer_lag counts by queue; a backend that does not tell its queues apart has one, "0".  delay_seconds is
-        how long the oldest ready message has waited.
+        consumer_lag counts by queue; a backend that does not tell its queues apart has one, "0".  On RocketMQ with
+        several brokers its keys are ``<broker>:<queue>``, and what waits in the retry topic is in total_lag only.
+        delay_seconds is how long the oldest ready message has waited.
         """
         return self._look().lag()
 

@@ -59,7 +59,9 @@ class Look:
 
     @property
     def consumer_lag(self) -> dict[str, int | None]:
-        """The lag of each queue, by its number."""
+        """The lag of each queue, by its number, or by broker and number; what waits to be tried again is in none."""
+        if self.stats is not None and self.stats.queues is not None:
+            return dict(self.stats.queues)
         return {_ONLY_QUEUE: self.total_lag}
 
     def status(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from brokerkit.compatibility import meaning, normalise
+from brokerkit.compatibility import ATTEMPT_TIMEOUT, meaning, normalise
 from brokerkit.errors import ConfigurationError
 from brokerkit.names import TagFilter, check_group, check_topic
 from brokerkit.registry import BUILT_IN, SCHEMES, Registry
@@ -162,7 +162,8 @@ class ManagerSettings(_WithSections):
     topics: dict[str, TopicSettings] = Field(default_factory=dict, description="The topics, by name.")
     send_timeout: Seconds = Field(30.0, description="Seconds until a send gives up, all attempts included.")
     attempt_timeout: Seconds = Field(
-        5.0, description="Seconds until one attempt of a send or a call gives up; at most `send_timeout` counts."
+        ATTEMPT_TIMEOUT,
+        description="Seconds until one attempt of a send or a call gives up; at most `send_timeout` counts.",
     )
     stop_timeout: Seconds = Field(30.0, description="Seconds that work in flight has to finish when a worker stops.")
     handler_timeout: Seconds | None = Field(

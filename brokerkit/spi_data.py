@@ -240,6 +240,8 @@ class GroupStats:
     source: str
     #: When they were true, seconds since the epoch.
     as_of: float
+    #: Messages of the topic that the group did not finish, by queue; None where queues are not told apart.
+    queues: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

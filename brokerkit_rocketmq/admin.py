@@ -57,16 +57,10 @@ class RocketMQAdmin:
         """Return how far the group is behind in each queue; raise `TopicNotFound` when it is missing."""
         standing = await self._figures.standing(topic, group)
         native = self._names.topic(topic)
-        own = [one for one in standing.positions if one.queue.topic == native]
-        several = len({one.queue.broker for one in own}) > 1
-        queues = {
-            f"{one.queue.broker}:{one.queue.queue_id}" if several else str(one.queue.queue_id): _queue_lag(one)
-            for one in own
-        }
         return GroupLag(
             topic=topic,
             group=group,
-            queues=queues,
+            queues={name: _queue_lag(one) for name, one in standing.by_queue(native).items()},
             retries=sum(one.behind for one in standing.positions if one.queue.topic != native),
             oldest_age=await self._figures.oldest_age(topic, group, standing),
             as_of=self._clock.time(),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from brokerkit.errors import AccessRefused, BrokerError
+from brokerkit.errors import AccessRefused, BrokerError, BrokerUnavailable
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.errors import refused
 from brokerkit_rocketmq.remoting.bodies import parse_body
@@ -25,6 +25,8 @@ _SUBSCRIPTION = 4
 #: Seconds that a queue may stay behind the log, and between two looks at it.
 _DISPATCH = 2.0
 _PAUSE = 0.005
+#: Seconds between two looks at a broker that cannot tell its state yet.
+_YOUNG_PAUSE = 0.1
 _FOUND_NOTHING = frozenset({ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY})
 
 
@@ -75,6 +77,12 @@ class Asking:
                 )
             except AccessRefused:
                 return
+            except BrokerUnavailable:
+                # A broker that was started a second ago has no figures yet: NoSuchElementException.
+                if clock.monotonic() >= deadline:
+                    raise
+                await clock.sleep(_YOUNG_PAUSE)
+                continue
             table = (answer or {}).get("table") or {}
             end, behind = int(table.get("commitLogMaxOffset", 0)), int(table.get("dispatchBehindBytes", 0))
             stored = end if stored is None else stored

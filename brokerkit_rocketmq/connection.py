@@ -195,6 +195,7 @@ class RocketMQConnection:
             clock=self._clock,
             limits=PullLimits.of(self._settings, options.prefetch),
             store=None if options.broadcast or options.ordered else self._store,
+            lock_pause=self._settings.suspend_current_queue_time / 1000,
             on_close=self._drivers.discard,
         )
         await self._adopt(consumer)

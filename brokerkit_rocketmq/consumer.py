@@ -55,9 +55,13 @@ class RocketMQConsumer:
         clock: Clock,
         limits: PullLimits | None = None,
         store: Store | None = None,
+        lock_pause: float = 1.0,
         on_close: Callable[[Any], None] = lambda _: None,
     ) -> None:
-        """``store``: for copies of messages that are given back from below settled ones; None: those come again."""
+        """``store``: for copies of messages that are given back from below settled ones; None: those come again.
+
+        ``lock_pause``: most seconds until an ordered queue that another member has locked is tried again.
+        """
         self._client = client
         self._source = source
         self._codec = codec
@@ -66,7 +70,9 @@ class RocketMQConsumer:
         self._on_close = on_close
         self._offsets = Offsets(client, source)
         self._commits = Commits(self._offsets, clock)
-        self._locks = Locks(client, source, clock, self._lock_lost) if source.ordered and source.shared else None
+        self._locks: Locks | None = None
+        if source.ordered and source.shared:
+            self._locks = Locks(client, source, clock, self._lock_lost, pause=lock_pause)
         tools = Tools(
             client,
             source,

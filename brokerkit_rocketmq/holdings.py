@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from brokerkit.errors import BrokerError
@@ -103,15 +103,18 @@ class Holdings:
 
     # --- what is ours ---
 
-    def assign(self, wanted: Mapping[MessageQueue, bool]) -> None:
-        """Hold exactly these queues: begin those that are new, give the others away.
+    def assign(self, wanted: Mapping[MessageQueue, bool], existing: Collection[MessageQueue]) -> None:
+        """Hold exactly these queues of those that exist: begin those that are new, give the others away.
 
         The value says whether a member that read the queue until now is alive.
         """
         if self._closed:
             return
         for queue in [queue for queue in self._held if queue not in wanted]:
-            self._give_away(queue)
+            if queue in existing:
+                self._give_away(queue)
+            else:
+                self._let_go(queue)
         for queue, inherited in wanted.items():
             if queue not in self._held:
                 self._hold(queue, inherited)
@@ -119,10 +122,9 @@ class Holdings:
             self._checking = asyncio.get_running_loop().create_task(
                 self._check_offsets(), name=f"brokerkit-rocketmq-offsets-{self._tools.source.native_group}"
             )
-        if self._tools.source.shared:
-            # Others are at it.
-            for queue in [queue for queue in self._past if queue not in self._held]:
-                del self._past[queue]
+        # Those that are there and not ours are read by others.  The rest come back with their brokers.
+        for queue in [queue for queue in self._past if queue not in self._held and queue in existing]:
+            del self._past[queue]
 
     async def begun(self) -> None:
         """Return when every queue is read, or has failed to be once."""
@@ -142,14 +144,20 @@ class Holdings:
 
     def lose(self, queue: MessageQueue) -> None:
         """Note that others may read the queue from now on; it is ours again when it is assigned again."""
-        holding = self._held.get(queue)
-        if holding is None or self._closed:
+        if queue in self._held and not self._closed:
+            self._let_go(queue)
+            self._lost()
+
+    def _let_go(self, queue: MessageQueue) -> None:
+        """Read no more, and remember how far we are."""
+        reader = self._held[queue].reader
+        if reader is not None and not self._tools.source.shared:
+            # What is at work goes on: nobody else gets it.
+            self._give_away(queue)
             return
-        reader = holding.reader
         self._drop(queue)
         if reader is not None:
             self._past[queue] = reader.progress
-        self._lost()
 
     def _lose_holding(self, queue: MessageQueue, holding: _Holding) -> None:
         if self._held.get(queue) is holding:
@@ -167,25 +175,24 @@ class Holdings:
                     continue
                 expected = reader.committed
                 try:
+                    master = await self._tools.client.link(queue.broker)
                     committed = await self._tools.offsets.committed(queue)
                 except BrokerError as error:
                     log.debug("the offset of queue %d of %s is not known: %s", queue.queue_id, queue.topic, error)
                     continue
                 if self._held.get(queue) is not holding or expected != reader.committed:
                     continue
-                if committed is None or committed < expected:
-                    self._went_back(queue, holding, committed or 0)
-
-    def _went_back(self, queue: MessageQueue, holding: _Holding, offset: int) -> None:
-        reader = holding.reader
-        fresh = self._tools.clock.monotonic() - holding.since < 2 * PATIENCE + _CHECK
-        if reader is not None and holding.inherited and fresh:
-            # The last commit of a former reader came after our first.
-            reader.committed = -1
-            self._tools.commits.soon(reader)
-        else:
-            # An administrator wants it so, or the topic is not the one that it was.
-            self.move(queue, offset)
+                if committed is not None and committed >= expected:
+                    continue
+                fresh = self._tools.clock.monotonic() - holding.since < 2 * PATIENCE + _CHECK
+                if (holding.inherited and fresh) or master.current is not reader.home:
+                    # The last commit of a former reader came after our first; or this is a master that was started
+                    # again and forgot, or a copy that is not up to date.
+                    reader.committed = -1
+                    self._tools.commits.soon(reader)
+                else:
+                    # An administrator wants it so, or the topic is not the one that it was.
+                    self.move(queue, committed or 0)
 
     # --- beginning ---
 

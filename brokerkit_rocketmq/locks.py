@@ -30,8 +30,10 @@ log = logging.getLogger("brokerkit.rocketmq")
 
 #: Seconds between two renewals, and after which a lock that was not renewed is not counted on.
 _RENEWAL, _LIFE = 20.0, 30.0
-#: Seconds between two attempts to lock a queue that another member holds.
-_LOOK, _LONGEST_LOOK = 0.1, 1.0
+#: Seconds between the first two attempts to lock a queue that another member holds.
+_LOOK = 0.1
+#: Seconds between two of them, at least, whatever is configured.
+_LEAST_LOOK = 0.01
 #: Seconds for one request.
 _TIMEOUT = 5.0
 
@@ -39,11 +41,21 @@ _TIMEOUT = 5.0
 class Locks:
     """The locks that one consumer holds."""
 
-    def __init__(self, client: Client, source: Source, clock: Clock, on_lost: Callable[[MessageQueue], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        source: Source,
+        clock: Clock,
+        on_lost: Callable[[MessageQueue], None],
+        *,
+        pause: float = 1.0,
+    ) -> None:
+        """``pause``: most seconds until a queue that another member has locked is tried again."""
         self._client = client
         self._source = source
         self._clock = clock
         self._on_lost = on_lost
+        self._longest_look = max(pause, _LEAST_LOOK)
         #: Monotonic time of the last renewal.
         self._held: dict[MessageQueue, float] = {}
         #: Client ids of members that were seen once and are gone.
@@ -59,7 +71,7 @@ class Locks:
 
     async def acquire(self, queue: MessageQueue) -> None:
         """Return when the queue is locked by us.  Raise `BrokerError`."""
-        pause = _LOOK
+        pause = min(_LOOK, self._longest_look)
         while True:
             asked = self._clock.monotonic()
             if queue in await self._lock(queue.broker, [queue]):
@@ -73,7 +85,7 @@ class Locks:
             for client_id in tuple(self._gone):
                 await self._unlock(queue.broker, [queue], client_id)
             await self._clock.sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_LOOK)
+            pause = min(pause * 1.5, self._longest_look)
 
     async def release(self, queues: Iterable[MessageQueue]) -> None:
         """Unlock; where the broker cannot be told the lock ends by itself."""

@@ -30,8 +30,8 @@ _INTERVAL, _SOON = 20.0, 0.5
 #: Seconds for which a topic must be missing until it counts as deleted: it may be declared anew.
 _MISSING = 2.0
 
-#: Takes the queues to be read: by queue whether a member that read it until now is alive and may still be at it.
-Assign = Callable[["Mapping[MessageQueue, bool]"], None]
+#: Takes the queues to be read, and all there are.  By queue: whether a member that read it until now is alive.
+Assign = Callable[["Mapping[MessageQueue, bool]", "frozenset[MessageQueue]"], None]
 
 
 class Share(Protocol):
@@ -147,7 +147,8 @@ class Loner(_Watch):
 
     async def _decide(self) -> bool:
         routes = await self._routes()
-        self._assign({queue: False for route in routes for queue in route.readable})
+        queues = frozenset(queue for route in routes for queue in route.readable)
+        self._assign(dict.fromkeys(queues, False), queues)
         return True
 
 
@@ -202,7 +203,7 @@ class Member(_Watch):
             for queue in averagely(me, members, route.readable):
                 owner = former.get(queue)
                 wanted[queue] = owner is not None and owner != me and owner in members
-        self._assign(wanted)
+        self._assign(wanted, frozenset(queue for route in routes for queue in route.readable))
         return True
 
     async def _ask(self, route: Route) -> frozenset[str]:

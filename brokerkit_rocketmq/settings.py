@@ -103,8 +103,8 @@ class RocketMQSettings(BaseModel):
     retry_times: int | None = Field(
         None,
         ge=0,
-        description="Accepted: a send that failed is sent again, also to another broker, until the top-level "
-        "`send_timeout` is over, not a number of times.",
+        description="n means that the top-level `send_timeout` is n + 1 times that of one attempt. Each attempt goes to "
+        "another broker where there are several.",
     )
     consumer_thread_min: int | None = Field(
         None, ge=1, description="Accepted, without effect: threads are made when needed."
@@ -121,11 +121,12 @@ class RocketMQSettings(BaseModel):
     max_reconsume_times: int | None = Field(
         None,
         ge=0,
-        description="n means `retry.max_attempts` n + 1; also `retryMaxTimes` of the groups that brokerkit declares, "
-        "16 when not set.",
+        description="n means `retry.max_attempts` n + 1.",
     )
     suspend_current_queue_time: int = Field(
-        1000, ge=0, description="Milliseconds until an ordered queue that this process could not lock is tried again."
+        1000,
+        ge=0,
+        description="Most milliseconds until an ordered queue that another process has locked is tried again.",
     )
     access_key: SecretStr | None = Field(None, description="ACL access key; the user of the URL.")
     secret_key: SecretStr | None = Field(None, description="ACL secret key; the password of the URL.")

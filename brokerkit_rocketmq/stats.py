@@ -58,6 +58,12 @@ class Standing:
         # Without a member nobody holds what was handed out.
         return [(one, one.handed_out if self.members else one.committed) for one in self.positions]
 
+    def by_queue(self, native_topic: str) -> dict[str, Position]:
+        """Return the positions in the queues of the topic: by number, or ``broker:number`` where brokers share it."""
+        own = [one for one in self.positions if one.queue.topic == native_topic]
+        several = len({one.queue.broker for one in own}) > 1
+        return {f"{one.queue.broker}:{one.queue.queue_id}" if several else str(one.queue.queue_id): one for one in own}
+
 
 class Positions:
     """Reads the positions of groups."""
@@ -117,6 +123,7 @@ class Figures:
             oldest_age=await self.oldest_age(topic, group, standing),
             source="broker offsets",
             as_of=self._clock.time(),
+            queues={name: one.behind for name, one in standing.by_queue(self._names.topic(topic)).items()},
         )
 
     async def standing(self, topic: str, group: str) -> Standing:

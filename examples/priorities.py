@@ -27,7 +27,7 @@ if __name__ == "__main__":
     with Manager() as manager:
         manager.admin.declare(repairs)  # the first send would do it too
         strict = Capability.STRICT_PRIORITY in manager.capabilities(repairs)
-        print("strict priorities:", "yes" if strict else "no: they come in the order of the sends")
+        print("strict priorities:", "yes" if strict else "no: they come as this broker has them")
         for repair, priority in (("new door", 0), ("leaking tap", 5), ("fresh paint", 0), ("fire", 9)):
             manager.send(repairs, repair, priority=priority)
 

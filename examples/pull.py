@@ -6,7 +6,7 @@ delivery longer than the broker would.  What is not settled when the consumer cl
 
     python -m examples.pull
 
-Prints:
+Prints, in any order:
 
     good: attempt 1, ack
     bad: attempt 1, reject

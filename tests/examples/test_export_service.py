@@ -141,6 +141,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     yield {name: Run(**one) for name, one in json.loads(results.read_text()).items()}
 
 
+@pytest.fixture(scope="module")
+def rocketmq_run(tmp_path_factory: pytest.TempPathFactory, rocketmq_url: str) -> Run:
+    """A whole run on RocketMQ."""
+    return run(tmp_path_factory.mktemp("rocketmq"), "--broker", rocketmq_url)
+
+
 # --- the account ------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +164,14 @@ def test_every_task_becomes_a_document_or_an_explained_dead_letter(runs: Mapping
         assert HOPELESS in letter["error"]
     rows = dict(re.findall(r"^(submitted|done|dead|lost|doubled) +(\d+)", one.printed, re.MULTILINE))
     assert rows == {key: str(value) for key, value in expected.items()}
+
+
+def test_every_task_is_accounted_for_on_rocketmq_with_only_the_url_changed(rocketmq_run: Run) -> None:
+    assert (rocketmq_run.code, rocketmq_run.account["problems"]) == (0, []), rocketmq_run.printed
+    expected = {"submitted": len(TASKS), "done": len(TASKS) - DEAD, "dead": DEAD, "lost": 0, "doubled": 0}
+    assert {key: rocketmq_run.figures[key] for key in expected} == expected
+    assert rocketmq_run.account["killed"]["started_again"] is not None
+    assert len(list((rocketmq_run.folder / DOCUMENTS).iterdir())) == len(TASKS) - DEAD
 
 
 def test_the_template_that_fails_twice_is_tried_a_third_time(runs: Mapping[str, Run]) -> None:

@@ -76,6 +76,18 @@ def test_a_program_runs_unchanged_in_memory(program: str, tmp_path: Path) -> Non
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("program", PRINTING)
+def test_a_program_runs_unchanged_on_rocketmq(program: str, tmp_path: Path, rocketmq_url: str) -> None:
+    printed = run(program, tmp_path, rocketmq_url)
+
+    if program == "priorities":  # it needs what RocketMQ has not, and says so
+        expected, _ = expectation(program)
+        assert printed[0].startswith("strict priorities: no")
+        assert sorted(printed[1:]) == sorted(expected[1:])
+    else:
+        check(program, printed)
+
+
 def test_the_tests_of_the_shop_run_under_pytest(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BROKERKIT_", "PYTEST_"))}
     result = subprocess.run(

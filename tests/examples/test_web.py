@@ -120,6 +120,21 @@ def test_a_worker_bills_what_the_server_took(start: Start) -> None:
     assert not server.has_said("billed|Traceback")
 
 
+def test_server_and_worker_run_unchanged_on_rocketmq(start: Start, rocketmq_url: str) -> None:
+    server, client = serve(start, BROKERKIT_URL=rocketmq_url)
+    with client:
+        assert client.post("/orders", json={"id": 7, "total": 9.5}).status_code == 202
+        assert client.get("/health").json() == {"status": "up", "problems": []}
+    command = (str(Path(sys.executable).with_name("brokerkit")), "worker", "examples.web:mq")
+    worker = start("worker", *command, BROKERKIT_URL=rocketmq_url)
+
+    worker.says("billed order 7")
+    worker.stops()
+    server.stops()
+    assert worker.process.returncode == 0
+    assert not server.has_said("Traceback")
+
+
 def test_the_server_may_handle_by_itself(start: Start) -> None:
     server, client = serve(start, WEB_HANDLES="1")
     with client:

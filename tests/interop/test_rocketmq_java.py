@@ -84,12 +84,12 @@ def test_java_gets_a_delayed_message_of_ours_about_when_it_is_due(scene: Scene, 
     with scene.manager() as manager:
         java.consume(scene.topic, scene.other)
         sent = time.time()
-        manager.send(scene.topic, "later", delay=5)
+        manager.send(scene.topic, "later", delay=8)
 
         (came,) = java.take()
-    # 4.9: the level of 5 s.  5.x: a timer that brokerkit sets a second early, since timers are up to a second late.
-    assert came.time - sent >= (3.9 if is_new(scene) else 4.9)
-    assert float(came.properties["bk-due"]) == pytest.approx(sent + 5, abs=2)
+    # 4.9: the level of 5 s, the longest that fits.  5.x: a timer, set a second early, as timers are late.
+    assert came.time - sent >= (6.9 if is_new(scene) else 4.9)
+    assert float(came.properties["bk-due"]) == pytest.approx(sent + 8, abs=5)
 
 
 def test_java_reads_an_ordered_topic_of_ours_in_order(scene: Scene, java: Peer) -> None:

@@ -53,11 +53,12 @@ def test_the_cpp_client_gets_a_delayed_message_of_ours(scene: Scene, cpp: Peer) 
     with scene.manager() as manager:
         cpp.consume(scene.topic, scene.other)
         sent = time.time()
-        manager.send(scene.topic, "later", delay=5)
+        manager.send(scene.topic, "later", delay=8)
 
         (came,) = cpp.take()
+    # 4.9: the level of 5 s, the longest that fits.  5.x: a timer, a second early.
     assert came.body == b"later"
-    assert came.time - sent >= 3.9
+    assert came.time - sent >= 4.9
 
 
 def test_we_read_what_the_cpp_client_sends(scene: Scene, cpp: Peer) -> None:

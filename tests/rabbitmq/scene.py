@@ -1,16 +1,13 @@
-"""What the fault tests share: a topic with a group, managers and connections on it, and traffic with its ledger."""
+"""What the fault tests share: a topic with a group, managers and connections on it, and what runs on these."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from brokerkit import AsyncManager, Message, RetryPolicy, Topic
-from brokerkit.clock import SystemClock
+from brokerkit import AsyncManager
 from brokerkit.errors import BrokerError
 from brokerkit.spi import (
     ConnectOptions,
@@ -22,12 +19,12 @@ from brokerkit.spi import (
     TopicSpec,
     ToTopic,
 )
-from brokerkit.testing.deadlines import eventually
 from brokerkit.testing.ledger import Ledger
 from brokerkit.testing.services.rabbitmq import RabbitMQControl
 from brokerkit_rabbitmq.backend import RabbitMQBackend
 from brokerkit_rabbitmq.connection import RabbitMQConnection
 from brokerkit_rabbitmq.link import Link
+from tests.traffic import CLOCK, LONG, TOPIC, Traffic, balanced, working
 
 __all__ = [
     "CLOCK",
@@ -49,12 +46,7 @@ __all__ = [
     "working",
 ]
 
-CLOCK = SystemClock()
-#: Seconds; a machine that runs other tests too is slow.
-LONG = 60.0
-
-TOPIC: Topic[bytes] = Topic("orders", bytes, groups=["work"])
-#: The same, as drivers see it, and the queue of its group.
+#: `TOPIC` as drivers see it, and the queue of its group.
 ORDERS = TopicSpec(name="orders", groups={"work": GroupSpec(name="work")})
 QUEUE = "orders:work"
 _TO_ORDERS = ToTopic("orders")
@@ -67,80 +59,6 @@ def manager_on(url: str, section: Mapping[str, Any] | None = None, **overrides: 
     """Return an unconnected manager; ``section`` is its ``rabbitmq:``, ``overrides`` are further settings."""
     settings = {"url": url, "rabbitmq": {"management_url": "", **(section or {})}, **overrides}
     return AsyncManager(backend=RabbitMQBackend(), settings=settings)
-
-
-@asynccontextmanager
-async def working(
-    manager: AsyncManager, ledger: Ledger, topic: Topic[bytes] = TOPIC, *, pause: float = 0.0, **options: Any
-) -> AsyncIterator[AsyncManager]:
-    """Run a handler that writes to the ledger inside the block; close the manager at its end."""
-    options.setdefault("retry", RetryPolicy(base_delay=0.1, max_delay=0.5, jitter="none"))
-
-    @manager.handler(topic, **options)
-    async def handle(message: Message) -> None:
-        if pause:
-            await CLOCK.sleep(pause)
-        ledger.handled(message.message_id or "", message.attempt)
-
-    async with manager:
-        await manager.start()
-        yield manager
-
-
-class Traffic:
-    """Sends one message after the other inside ``async with``, and writes to the ledger what became of each."""
-
-    def __init__(self, manager: AsyncManager, ledger: Ledger, topic: Topic[bytes] = TOPIC, *, pause: float = 0.01):
-        self.failed: list[BrokerError] = []
-        self._manager, self._ledger, self._topic, self._pause = manager, ledger, topic, pause
-        self._stopping = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def stop(self) -> None:
-        """Let the send that runs end, then send nothing more."""
-        self._stopping.set()
-        if self._task is not None:
-            await self._task
-
-    async def more(self, count: int, within: float = LONG) -> None:
-        """Return when ``count`` more sends were confirmed."""
-        goal = len(self._ledger.confirmed_ids) + count
-        await eventually(
-            lambda: len(self._ledger.confirmed_ids) >= goal, within, f"{count} more confirms; failed: {self.failed}"
-        )
-
-    async def _run(self) -> None:
-        while not self._stopping.is_set():
-            message_id = secrets.token_hex(8)
-            self._ledger.sent(message_id)
-            try:
-                await self._manager.send(self._topic, b"x" * 100, message_id=message_id)
-            except BrokerError as error:
-                self.failed.append(error)
-            else:
-                self._ledger.confirmed(message_id)
-            await CLOCK.sleep(self._pause)
-
-
-async def balanced(ledger: Ledger, *, doubled: int, within: float = LONG) -> None:
-    """Return when every confirmed message was handled; fail when more than ``doubled`` were handled twice."""
-    try:
-        await eventually(lambda: ledger.settled, within, "every confirmed message handled")
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{ledger}") from None
-    ledger.assert_nothing_unknown()
-    assert ledger.confirmed_ids, f"nothing was confirmed\n{ledger}"
-    runs = sum(count - 1 for count in ledger.doubled.values())
-    assert runs <= doubled, f"{runs} runs too many, at most {doubled} are explained\n{ledger}"
 
 
 def state(node: RabbitMQControl, vhost: str, queue: str = QUEUE) -> tuple[int, int, int]:

@@ -73,9 +73,9 @@ class Scene:
             unsent = [message for message, outcome in zip(unsent, outcomes, strict=True) if outcome is not None]
         return ids
 
-    async def put(self, queue: int, *bodies: bytes, **properties: str) -> None:
-        """Store messages in one queue, in this order, as a foreign sender."""
-        broker = (await self.queues())[0].broker
+    async def put(self, queue: int, *bodies: bytes, broker: str | None = None, **properties: str) -> None:
+        """Store messages in one queue of the first broker, in this order, as a foreign sender."""
+        broker = broker or (await self.queues())[0].broker
         for body in bodies:
             pairs = {"UNIQ_KEY": secrets.token_hex(8), **properties}
             fields = {

@@ -320,6 +320,7 @@ def test_the_file_of_system_d_works_as_it_is(load: Load, write: Write) -> None:
     assert settings.enabled
     assert (settings.topic, settings.consumer_group) == ("export_tasks", "export_consumer_group")
     assert (settings.max_message_size, settings.attempt_timeout, settings.handler_timeout) == (4194304, 3.0, 900.0)
+    assert settings.send_timeout == 12.0
     assert resolve_policy(settings.retry) == RetryPolicy(max_attempts=17)
     assert settings.backend_section()["name_server"] == "localhost:9876"
     assert "access_key" not in settings.backend_section()
@@ -328,9 +329,9 @@ def test_the_file_of_system_d_works_as_it_is(load: Load, write: Write) -> None:
 def test_keys_of_brokerkit_win_over_compatibility_keys(load: Load, write: Write) -> None:
     write(SYSTEM_D + "topic: mine\nretry: {base_delay: 2}\ntopics: {mine: {retry: {max_attempts: 3}}}\n")
 
-    settings = load({"BROKERKIT_ATTEMPT_TIMEOUT": "1"})
+    settings = load({"BROKERKIT_ATTEMPT_TIMEOUT": "1", "BROKERKIT_SEND_TIMEOUT": "20"})
 
-    assert (settings.topic, settings.attempt_timeout) == ("mine", 1.0)
+    assert (settings.topic, settings.attempt_timeout, settings.send_timeout) == ("mine", 1.0, 20.0)
     assert settings.retry == RetrySettings(max_attempts=17, base_delay=2)
     mine = resolve_policy(settings.topics["mine"].retry, settings.retry)
     assert mine == RetryPolicy(max_attempts=3, base_delay=2)
