@@ -87,7 +87,7 @@ class RocketMQConsumer:
         puller = Puller(
             client,
             source,
-            limits or PullLimits(),
+            limits,
             clock,
             arrived=self._messages_arrived,
             moved=self._moved,
@@ -135,6 +135,9 @@ class RocketMQConsumer:
             for broker in route.brokers:
                 await check_expression(client, source, broker)
         await share.open()
+        if self._closed is not None:
+            # Meanwhile, when there was nothing to stop yet.
+            await share.stop()
         await self._begun()
 
     async def _begun(self) -> None:

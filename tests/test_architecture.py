@@ -67,6 +67,13 @@ def test_a_backend_imports_only_the_contract(backend: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_protocol_of_rocketmq_needs_nothing_of_brokerkit() -> None:
+    remoting = ROOT / "brokerkit_rocketmq" / "remoting"
+    found = {name for path in sources(remoting) for _, name in imports(path) if name.startswith("brokerkit")}
+    assert [name for name in found if not within(name, "brokerkit_rocketmq.remoting")] == []
+    assert [name for _, name in imports(remoting.parent / "__init__.py") if name != "__future__"] == []
+
+
 def test_the_contract_imports_nothing_of_the_policy() -> None:
     allowed = {"brokerkit.clock", "brokerkit.errors", "brokerkit.sections", "brokerkit.spi_data", "brokerkit.url"}
     wrong = [

@@ -49,6 +49,7 @@ FILES = {
     ("README.md", "dead.py"),
     ("conformance.md", "test_memory.py"),
     ("operations.md", "backup.py"),
+    ("rocketmq.md", "letters.py"),
     ("testing.md", "test_app.py"),
     ("writing-a-backend.md", "acme.py"),
     ("writing-a-backend.md", "test_toy.py"),

@@ -197,6 +197,43 @@ async def test_a_deleted_topic_is_an_error(rocketmq: RocketMQControl) -> None:
         await eventually(raises, within=LONG, what="TopicNotFound")
 
 
+async def test_a_deleted_group_is_an_error_or_goes_on_by_itself(rocketmq: RocketMQControl) -> None:
+    """The heartbeat of a member may make a deleted group anew before anybody notices; never is there silence."""
+    async with consuming(rocketmq) as scene:
+        consumer = await scene.consume()
+        await scene.topology.delete(scene.topic, "g")
+
+        async def is_no_silence() -> bool:
+            try:
+                await scene.send(b"x")
+                return bool(await consumer.receive(1, 0.5))
+            except TopicNotFound:
+                return True
+
+        await eventually(is_no_silence, within=LONG, what="TopicNotFound, or messages")
+
+
+async def test_a_topic_that_is_deleted_and_declared_anew_is_read_from_its_beginning(rocketmq: RocketMQControl) -> None:
+    """Offsets begin anew, too: the one that the consumer waits for may be that of the second message."""
+    async with consuming(rocketmq, queues=1) as scene:
+        consumer = await scene.consume()
+        await scene.put(0, b"before")
+        await consumer.ack(await take(consumer, 1))
+        await consumer.settled()
+        spec = scene.topics[scene.topic]
+        await scene.topology.delete(scene.topic, None, ["g"])
+        await scene.topology.declare(spec, spec.groups["g"])
+        await scene.put(0, b"after")
+
+        async def came_or_ended() -> bool:
+            try:
+                return bodies(await consumer.receive(1, 0.5)) == [b"after"]
+            except TopicNotFound:
+                return True
+
+        await eventually(came_or_ended, within=LONG, what="the message of the new topic, or TopicNotFound")
+
+
 async def test_a_lost_connection_makes_tokens_stale_and_the_messages_come_again(rocketmq: RocketMQControl) -> None:
     async with consuming(rocketmq) as scene, scene.proxy() as proxy:
         await scene.send(b"1", b"2", b"3")

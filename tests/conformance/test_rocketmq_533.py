@@ -1,0 +1,19 @@
+"""The smoke subset on RocketMQ 5.3.3, on a server of its own, with the ACL on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from brokerkit.testing.rocketmq import RocketMQHarness
+from brokerkit.testing.services.rocketmq import RocketMQOptions, RocketMQServer
+from brokerkit_rocketmq.backend import RocketMQBackend
+from tests.conformance.rocketmq_smoke import *
+from tests.rocketmq.servers import installation_or_skip
+
+
+@pytest.fixture(scope="session")
+def harness() -> Iterator[RocketMQHarness]:
+    with RocketMQServer(RocketMQOptions(acl=True), installation=installation_or_skip("5.3.3")) as server:
+        yield RocketMQHarness(RocketMQBackend(), server)
