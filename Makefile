@@ -2,7 +2,7 @@
 ## make test    everything that CI checks: ruff, mypy --strict, all tests; needs Python 3.11+ and make
 ## make test-rabbitmq4  the RabbitMQ tests and the suite on 4.x: Debian trixie's package in a folder of the cache; needs root
 ## make bench   the benchmarks, peers side by side; prints ratios and the targets they must reach
-## make soak    a million messages over RabbitMQ while faults strike, 10 minutes; SOAK="--minutes 1 --messages 50000"
+## make soak    a million messages while faults strike, 10 minutes; BACKEND=rocketmq SOAK="--minutes 1 --messages 50000"
 ## make docs    write the generated parts of docs/ again
 ## make clean   remove the environment and all caches
 PYTHON ?= python3
@@ -80,11 +80,12 @@ $(VENV)/.bench: $(STAMP)
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+BACKEND ?= rabbitmq
 # Arguments of the run; python -m soak --help lists them.
 SOAK ?=
 soak: $(STAMP)
 	@scripts/install-brokers.sh $(BIN)/python > /dev/null
-	$(BIN)/python -m soak $(SOAK)
+	$(BIN)/python -m soak --backend $(BACKEND) $(SOAK)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

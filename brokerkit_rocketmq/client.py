@@ -105,18 +105,23 @@ class Client:
         if self._closed:
             return
         self._closed = True
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.wait((self._beating,))
-        farewells = [
-            connection.request(RequestCode.UNREGISTER_CLIENT, fields, timeout=_FAREWELL)
-            for connection in self._connections()
-            for fields in self.registrations.farewells()
-        ]
-        if farewells:
-            await asyncio.wait(farewells)
-        await self.routes.aclose()
-        await asyncio.gather(self.links.aclose(), self.name_servers.aclose())
+        try:
+            if self._beating is not None:
+                self._beating.cancel()
+                await asyncio.wait((self._beating,))
+            farewells = [
+                connection.request(RequestCode.UNREGISTER_CLIENT, fields, timeout=_FAREWELL)
+                for connection in self._connections()
+                for fields in self.registrations.farewells()
+            ]
+            if farewells:
+                await asyncio.wait(farewells)
+        finally:
+            # Also when it is cancelled: nobody would come back for the sockets.
+            try:
+                await self.routes.aclose()
+            finally:
+                await asyncio.gather(self.links.aclose(), self.name_servers.aclose())
 
     # --- asking ---
 

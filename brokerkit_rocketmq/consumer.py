@@ -87,7 +87,7 @@ class RocketMQConsumer:
         puller = Puller(
             client,
             source,
-            limits,
+            limits or PullLimits(),
             clock,
             arrived=self._messages_arrived,
             moved=self._moved,

@@ -54,7 +54,6 @@ class Locks:
         self._client = client
         self._source = source
         self._clock = clock
-        self._longest_look = pause
         self._on_lost = on_lost
         self._longest_look = max(pause, _LEAST_LOOK)
         #: Monotonic time of the last renewal.

@@ -11,6 +11,8 @@ from brokerkit.errors import AccessRefused, BrokerError, BrokerUnavailable, Topi
 from brokerkit.spi import wait
 from brokerkit_rocketmq.assignment import averagely, owners
 from brokerkit_rocketmq.errors import NAME, refused
+from brokerkit_rocketmq.making import Making
+from brokerkit_rocketmq.pulling import pull_fields
 from brokerkit_rocketmq.registrations import Registration, Subscription
 from brokerkit_rocketmq.remoting.bodies import BadBody, parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
@@ -144,6 +146,26 @@ class _Watch:
 
 class Loner(_Watch):
     """Reads all queues, whoever else does."""
+
+    async def open(self) -> None:
+        route = await self._client.routes.route(self._source.native_topic)
+        await asyncio.gather(*(self._introduce(broker, route) for broker in route.brokers))
+        await super().open()
+
+    async def _introduce(self, broker: str, route: Route) -> None:
+        """A broker that makes no groups by itself (autoCreateSubscriptionGroup=false) must be told of ours."""
+        client, source = self._client, self._source
+        queue = next((queue for queue in route.readable if queue.broker == broker), None)
+        if queue is None:
+            return
+        fields = pull_fields(source, queue, 0, count=1, suspend=0.0)
+        try:
+            frame = await client.call(broker, RequestCode.PULL_MESSAGE, fields, slaves=True)
+        except BrokerError as error:
+            log.debug("%s is not there to be told of %s: %s", broker, source.native_group, error)
+            return
+        if frame.code == ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST:
+            await Making(client, client.options.timeout).group(broker, source.native_group, source.topic)
 
     async def _decide(self) -> bool:
         routes = await self._routes()

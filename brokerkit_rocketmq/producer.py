@@ -139,7 +139,8 @@ class RocketMQProducer:
             calls.popleft().expire(self._not_sent, self._not_answered)
         for lane in self._lanes.values():
             lane.drop_expired()
-        if calls and not self._closed:
+        if calls:
+            # Also while closing: what no broker has room for does not end otherwise.
             self._alarm = self._clock.call_later(calls[0].deadline - now, self._time_is_up)
 
     def _not_sent(self) -> BrokerError:

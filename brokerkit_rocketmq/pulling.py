@@ -59,8 +59,6 @@ class PullLimits:
     most_bytes: int = _MOST_BYTES
     #: Seconds between two pulls.
     interval: float = 0.0
-    #: Most seconds between two attempts to lock a queue of an ordered group.
-    lock_pause: float = 1.0
 
     def allow_more(self, reader: Reader, arriving: bytes) -> bool:
         """Whether a pull may be sent before what arrives is in the buffer."""
@@ -80,7 +78,6 @@ class PullLimits:
             most=min(settings.pull_threshold_messages, max(batch, prefetch // 4)),
             most_bytes=min(settings.pull_threshold_bytes, _MOST_BYTES),
             interval=settings.pull_interval / 1000,
-            lock_pause=max(settings.suspend_current_queue_time / 1000, 0.05),
         )
 
 

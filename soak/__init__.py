@@ -1,1 +1,1 @@
-"""The soak run: a million messages over RabbitMQ while connections, the broker and the workers keep failing."""
+"""The soak run: a million messages over a broker while connections, the broker and the workers keep failing."""

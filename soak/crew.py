@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from brokerkit import AsyncManager, Message, RetryPolicy, Topic
 from brokerkit.clock import Clock, SystemClock
-from brokerkit.errors import BrokerError
+from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.idempotency_sqlite import SqliteIdempotencyStore
 from brokerkit.settings import Settings
 from brokerkit.testing.processes import report
 from soak.journal import COMPLETED, CONFIRMED, ENDED, SENT, STARTED, Journal
 
-__all__ = ["GROUP", "ONCE", "PLAIN", "RETENTION", "STORE", "handle", "is_once", "manager_on", "send"]
+__all__ = ["GROUP", "ONCE", "PLAIN", "RETENTION", "STORE", "Order", "handle", "is_once", "manager_on", "send"]
 
 GROUP = "crew"
 PLAIN: Topic[bytes] = Topic("soak.plain", bytes, groups=[GROUP])
@@ -37,6 +38,8 @@ _CONCURRENCY = 50
 _WORK = 0.002
 #: Seconds after which the claim of a killed worker ends.
 _LEASE = 5.0
+#: Seconds until a worker that found no broker looks again.
+_PAUSE = 0.5
 
 
 def is_once(number: int) -> bool:
@@ -44,28 +47,33 @@ def is_once(number: int) -> bool:
     return number % 2 == 1
 
 
-def manager_on(url: str, store: SqliteIdempotencyStore | None = None) -> AsyncManager:
-    """Return a manager that no variable and no file of this machine configures."""
-    settings: dict[str, Any] = {
-        "url": url,
-        # A worker that starts while the broker is down waits for it.
-        "rabbitmq": {"management_url": "", "connection_attempts": 20, "retry_max_delay": 2.0},
-        "idempotency": {"lease": _LEASE},
-    }
-    return AsyncManager(settings=Settings.model_validate(settings), idempotency=store)
+def manager_on(url: str, settings: Mapping[str, Any], store: SqliteIdempotencyStore | None = None) -> AsyncManager:
+    """Return a manager that no variable and no file of this machine configures; ``settings`` are the stage's."""
+    complete = {"url": url, "idempotency": {"lease": _LEASE}, **settings}
+    return AsyncManager(settings=Settings.model_validate(complete), idempotency=store)
 
 
 # --- sending --------------------------------------------------------------------------------------------------
 
 
-async def send(folder: str, url: str, first: int, step: int, quota: int, rate: float, seconds: float) -> None:
-    """Send until ``quota`` messages are confirmed, ``rate`` a second at most, or until ``seconds`` have passed.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one sender does: until so many messages are confirmed, or until so many seconds have passed."""
 
-    The numbers are ``first``, ``first + step`` and so on.  Those that failed are reported and not sent again.
-    """
-    async with manager_on(url) as manager:
-        clock = SystemClock()
-        sender = _Sender(manager, Path(folder), range(first, 1 << 62, step), _Pace(clock, quota, rate, seconds))
+    #: The numbers are ``first``, ``first + step`` and so on.
+    first: int
+    step: int
+    quota: int
+    #: Messages a second at most.
+    rate: float
+    seconds: float
+
+
+async def send(folder: str, url: str, settings: Mapping[str, Any], order: Order) -> None:
+    """Send.  Messages that failed are reported and not sent again."""
+    async with manager_on(url, settings) as manager:
+        pace = _Pace(SystemClock(), order.quota, order.rate, order.seconds)
+        sender = _Sender(manager, Path(folder), range(order.first, 1 << 62, order.step), pace)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(sender.batches())
@@ -173,13 +181,22 @@ def number_of(key: str) -> int:
     return int(key.rpartition("\x1f")[2])
 
 
-async def handle(folder: str, url: str) -> None:
-    """Handle messages until SIGTERM."""
-    home = Path(folder)
+async def handle(folder: str, url: str, settings: Mapping[str, Any]) -> None:
+    """Handle messages until SIGTERM; begin again when the broker is down at the beginning."""
+    while True:
+        try:
+            await _handle(Path(folder), url, settings)
+        except BrokerUnavailable:
+            await asyncio.sleep(_PAUSE)
+        else:
+            return
+
+
+async def _handle(home: Path, url: str, settings: Mapping[str, Any]) -> None:
     store = _Store(home / STORE, SystemClock(), RETENTION)
     store.journal = Journal(home, COMPLETED)
     started, ended = Journal(home, STARTED), Journal(home, ENDED)
-    manager = manager_on(url, store)
+    manager = manager_on(url, settings, store)
     # No message fails here: whatever makes an attempt is a killed worker.
     retry = RetryPolicy(max_attempts=100, base_delay=0.05, max_delay=0.2)
 

@@ -5,33 +5,20 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from brokerkit.clock import SystemClock, wait
 from brokerkit.errors import BrokerError
 from brokerkit.testing.faults import FaultProxy
 from brokerkit.testing.processes import WorkerProcess
-from brokerkit.testing.services.rabbitmq import RabbitMQNode
+from soak.stage import Line, Stage
 
-__all__ = ["Faults", "Strike"]
+__all__ = ["WEIGHTS", "Faults", "Strike"]
 
-#: How often each kind is in the bag that the next one is drawn from.
-_WEIGHTS = {
-    "reset": 4,
-    "cut": 3,
-    "freeze": 4,
-    "half-open": 2,
-    "slow link": 4,
-    "worker kill": 4,
-    "memory alarm": 2,
-    "broker suspended": 2,
-    "connections closed": 2,
-    "broker kill": 2,
-    "broker stop": 2,
-}
+#: How often each kind is in the bag that the next one is drawn from; those of the stage are added.
+WEIGHTS = {"reset": 4, "cut": 3, "freeze": 4, "half-open": 2, "slow link": 4, "worker kill": 4}
 _ON_LINKS = frozenset({"reset", "cut", "freeze", "half-open", "slow link"})
-_RESTARTS = frozenset({"broker kill", "broker stop"})
 _BROKER = "broker"
 
 #: Seconds from one fault to the next, that a fault lasts, and between two restarts of the broker.
@@ -66,13 +53,12 @@ class Faults:
     The same ``seed`` draws the same faults, as far as the time that the machine takes for them is the same.
     """
 
-    def __init__(
-        self, seed: int, node: RabbitMQNode, proxies: Mapping[str, FaultProxy], workers: Sequence[WorkerProcess]
-    ) -> None:
+    def __init__(self, seed: int, stage: Stage, lines: Mapping[str, Line], workers: Sequence[WorkerProcess]) -> None:
+        """``lines`` by the names of the processes that use them."""
         self.diary: list[Strike] = []
         self._random = random.Random(seed)
-        self._node = node
-        self._proxies = proxies
+        self._stage = stage
+        self._proxies = {name: line.proxies for name, line in lines.items()}
         self._workers = {worker.name: worker for worker in workers}
         self._clock = SystemClock()
         self._bag: list[str] = []
@@ -94,7 +80,7 @@ class Faults:
         return [strike for strike in self.diary if strike.ended is None]
 
     async def run(self) -> None:
-        """Strike until `stop`; raise the `BrokerError` of a node that cannot be broken or repaired."""
+        """Strike until `stop`; raise the `BrokerError` of a broker that cannot be broken or repaired."""
         while not await wait(self._clock, self._ending, self._random.uniform(*_GAP)):
             if self._failure is not None:
                 raise self._failure
@@ -107,8 +93,9 @@ class Faults:
             self._ending.set_result(None)
         if self._running:
             await asyncio.wait(self._running)
-        for proxy in self._proxies.values():
-            proxy.heal()
+        for proxies in self._proxies.values():
+            for proxy in proxies:
+                proxy.heal()
         if self._failure is not None and not hurry:
             raise self._failure
 
@@ -116,7 +103,8 @@ class Faults:
 
     def _strike(self) -> None:
         if not self._bag:
-            self._bag = [kind for kind, weight in _WEIGHTS.items() for _ in range(weight)]
+            weights = {**WEIGHTS, **self._stage.weights}
+            self._bag = [kind for kind, weight in weights.items() for _ in range(weight)]
             self._random.shuffle(self._bag)
         for kind in self._bag:
             targets = self._targets(kind)
@@ -143,7 +131,7 @@ class Faults:
             return (self._random.choice(free),) if free else ()
         if _BROKER in self._busy:
             return ()
-        if kind in _RESTARTS and self._clock.monotonic() - self._last_restart < _RESTART_GAP:
+        if kind in self._stage.restarts and self._clock.monotonic() - self._last_restart < _RESTART_GAP:
             return ()
         return (_BROKER,)
 
@@ -152,7 +140,7 @@ class Faults:
     async def _last(self, strike: Strike) -> None:
         try:
             if strike.kind in _ON_LINKS:
-                await self._on_links(strike, [self._proxies[name] for name in strike.targets])
+                await self._on_links(strike, [each for name in strike.targets for each in self._proxies[name]])
             elif strike.kind == "worker kill":
                 name = strike.targets[0].removeprefix("process ")
                 await asyncio.to_thread(self._workers[name].kill)
@@ -193,26 +181,12 @@ class Faults:
                 proxy.heal()
 
     async def _on_broker(self, strike: Strike) -> None:
-        node = self._node
-        if strike.kind == "connections closed":
-            await asyncio.to_thread(node.close_connections)
-        elif strike.kind == "memory alarm":
-            await self._while(strike, lambda: node.set_memory_alarm(True), lambda: node.set_memory_alarm(False))
-        elif strike.kind == "broker suspended":
-            await self._while(strike, node.suspend, node.resume)
-        else:
-            if strike.kind == "broker kill":
-                # A queue that was declared less than half a second before a kill dies, which is RabbitMQ's limit and
-                # not what is examined here; queues for delays are declared when they are first needed.
-                await asyncio.to_thread(node.sync_queues)
-            down = node.kill if strike.kind == "broker kill" else node.stop
-            await self._while(strike, down, lambda: None if self._hurry else node.start())
+        end = await asyncio.to_thread(self._stage.strike, strike.kind, strike.detail)
+        if end is not None:
+            await self._lasts(strike)
+            await asyncio.to_thread(end, self._hurry)
+        if strike.kind in self._stage.restarts:
             self._last_restart = self._clock.monotonic()
-
-    async def _while(self, strike: Strike, begin: Callable[[], object], end: Callable[[], object]) -> None:
-        await asyncio.to_thread(begin)
-        await self._lasts(strike)
-        await asyncio.to_thread(end)
 
     async def _lasts(self, strike: Strike) -> None:
         await wait(self._clock, self._ending, strike.length)

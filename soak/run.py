@@ -1,25 +1,24 @@
-"""One soak run: the node, the processes and the faults together, and the ledger at the end."""
+"""One soak run: the broker, the processes and the faults together, and the ledger at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from brokerkit import AsyncManager
 from brokerkit.clock import SystemClock
 from brokerkit.errors import BrokerError
-from brokerkit.testing.faults import FaultProxy
 from brokerkit.testing.process_pool import ProcessPool
 from brokerkit.testing.processes import WorkerProcess
-from brokerkit.testing.services.rabbitmq import Installation, RabbitMQNode
 from soak.books import Books
-from soak.crew import GROUP, ONCE, PLAIN, handle, manager_on, send
+from soak.crew import GROUP, ONCE, PLAIN, Order, handle, manager_on, send
 from soak.faults import Faults
 from soak.journal import CONFIRMED, ENDED, count
+from soak.stage import Line, Stage
 
 __all__ = ["Plan", "soak"]
 
@@ -47,7 +46,7 @@ class Plan:
     seed: int
     #: Holds the journals.
     folder: Path
-    installation: Installation
+    stage: Stage
 
 
 async def soak(plan: Plan) -> int:
@@ -88,46 +87,49 @@ class _Run:
 
     async def work(self) -> None:
         """Send, break, heal, drain.  Whatever happens, nothing that was started outlives this."""
-        node = RabbitMQNode(installation=self._plan.installation)
+        stage = self._plan.stage
         with contextlib.ExitStack() as stack:
-            stack.callback(node.close)
-            await asyncio.to_thread(node.start)
-            proxies = {name: stack.enter_context(FaultProxy(node.host, node.port)) for name in (*_SENDERS, *_WORKERS)}
-            await self._declare(node)
+            stack.callback(stage.close)
+            await asyncio.to_thread(stage.start)
+            lines = {name: stack.enter_context(stage.line()) for name in (*_SENDERS, *_WORKERS)}
+            await self._declare()
             # Called before the ones above.
-            stack.callback(self._keep_what_was_printed, node)
+            stack.callback(self._keep_what_was_printed)
             stack.enter_context(self._pool)
-            await self._traffic(node, proxies)
+            await self._traffic(lines)
 
-    async def _declare(self, node: RabbitMQNode) -> None:
-        async with manager_on(node.url) as manager:
+    def _manager(self) -> AsyncManager:
+        return manager_on(self._plan.stage.url, self._plan.stage.settings)
+
+    async def _declare(self) -> None:
+        async with self._manager() as manager:
             for topic in (PLAIN, ONCE):
                 await manager.admin.declare(topic, GROUP)
-        await asyncio.to_thread(node.sync_queues)
+        await asyncio.to_thread(self._plan.stage.declared)
 
-    async def _traffic(self, node: RabbitMQNode, proxies: dict[str, FaultProxy]) -> None:
+    async def _traffic(self, lines: dict[str, Line]) -> None:
         plan, pool, folder = self._plan, self._pool, str(self._plan.folder)
-        urls = {name: proxy.url_for(node.url) for name, proxy in proxies.items()}
-        workers = [pool.start(handle, folder, urls[name], name=name) for name in _WORKERS]
+        settings = dict(plan.stage.settings)
+        workers = [pool.start(handle, folder, lines[name].url, settings, name=name) for name in _WORKERS]
         for worker in workers:
             worker.supervise()
         senders = []
         for first, name in enumerate(_SENDERS):
             quota = len(range(first, plan.messages, len(_SENDERS)))
-            order = (first, len(_SENDERS), quota, plan.rate / len(_SENDERS), plan.limit)
-            senders.append(pool.start(send, folder, urls[name], *order, name=name))
+            order = Order(first, len(_SENDERS), quota, plan.rate / len(_SENDERS), plan.limit)
+            senders.append(pool.start(send, folder, lines[name].url, settings, order, name=name))
         for process in (*workers, *senders):
             await process.started()
         self._began = self._clock.monotonic()
-        await self._strike(Faults(plan.seed, node, proxies, workers), senders)
+        await self._strike(Faults(plan.seed, plan.stage, lines, workers), senders)
         for sender in senders:
             sender.check()
         if (confirmed := count(plan.folder, CONFIRMED)) < plan.messages:
             self.problems.append(f"{confirmed:,} of {plan.messages:,} messages were confirmed in {plan.limit:,.0f} s")
-        await self._drain(node)
+        await self._drain()
         for worker in workers:
             await worker.stop()
-        await self._find_the_dead(node)
+        await self._find_the_dead()
 
     async def _strike(self, faults: Faults, senders: list[WorkerProcess]) -> None:
         """Let faults strike until everything was sent and nearly everything handled, or until time is up."""
@@ -149,28 +151,27 @@ class _Run:
             await faults.stop(hurry=not over)
             await asyncio.wait((striking,))
 
-    async def _drain(self, node: RabbitMQNode) -> None:
+    async def _drain(self) -> None:
         """Return when nothing waits in any queue, delayed or not, or when that takes too long."""
         began = told = self._clock.monotonic()
         limit = _DRAIN + self._plan.limit / 4
         empty = 0
-        while empty < _LOOKS:
-            await self._clock.sleep(_LOOK)
-            queues = [queue for queue in await asyncio.to_thread(node.list_queues) if not queue.name.endswith(":dead")]
-            full = [queue for queue in queues if queue.ready != 0 or queue.unacked != 0]
-            empty = 0 if full else empty + 1
-            now = self._clock.monotonic()
-            if now - told >= _PROGRESS:
-                told = now
-                self._progress()
-            if full and now - began > limit:
-                states = "; ".join(f"{queue.name}: {queue.ready} ready, {queue.unacked} unsettled" for queue in full)
-                self.problems.append(f"not empty {limit:,.0f} s after the last fault: {states}")
-                return
+        async with self._manager() as manager:
+            while empty < _LOOKS:
+                await self._clock.sleep(_LOOK)
+                full = await self._plan.stage.waiting(manager)
+                empty = 0 if full else empty + 1
+                now = self._clock.monotonic()
+                if now - told >= _PROGRESS:
+                    told = now
+                    self._progress()
+                if full and now - began > limit:
+                    self.problems.append(f"not empty {limit:,.0f} s after the last fault: {'; '.join(full)}")
+                    return
         self._drained = self._clock.monotonic() - began
 
-    async def _find_the_dead(self, node: RabbitMQNode) -> None:
-        async with manager_on(node.url) as manager:
+    async def _find_the_dead(self) -> None:
+        async with self._manager() as manager:
             for topic in (PLAIN, ONCE):
                 letters = await manager.admin.dead_letters(topic, GROUP, limit=1000)
                 self._dead += len(letters)
@@ -181,11 +182,11 @@ class _Run:
 
     # --- telling ----------------------------------------------------------------------------------------------
 
-    def _keep_what_was_printed(self, node: RabbitMQNode) -> None:
+    def _keep_what_was_printed(self) -> None:
         folder = self._plan.folder
         for process in self._pool.processes:
             (folder / f"{process.name}.txt").write_text(process.output)
-        shutil.copyfile(node.log, folder / "node.log")
+        self._plan.stage.keep_logs(folder)
 
     def _progress(self) -> None:
         plan, faults = self._plan, self._faults
@@ -213,7 +214,7 @@ class _Run:
         rows.append(("faults", f"{len(diary)}", ""))
         counts = Counter(strike.kind for strike in diary)
         rows += [(f"  {kind}", f"{times}", "") for kind, times in sorted(counts.items())]
-        print(f"\nledger of seed {self._plan.seed}, RabbitMQ {self._plan.installation.version}")
+        print(f"\nledger of seed {self._plan.seed}, {self._plan.stage.label}")
         for label, figure, remark in rows:
             print(f"  {label:<33}{figure:>10}  {remark}".rstrip())
         chronicle = [f"{strike.began - books.began:8.1f} s  {strike}\n" for strike in diary]

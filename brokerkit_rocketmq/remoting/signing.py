@@ -26,7 +26,7 @@ class Signer:
         self._security_token = security_token
 
     def __repr__(self) -> str:
-        return f"Signer({self._access_key!r})"
+        return "Signer(***)"
 
     def sign(self, fields: dict[str, str], body: bytes) -> None:
         """Add ``AccessKey``, ``SecurityToken`` where there is one, and ``Signature`` to ``fields``."""

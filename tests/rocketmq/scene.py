@@ -1,29 +1,24 @@
-"""What the fault tests share: topics of their own, managers and connections on them, proxies before every server."""
+"""What the fault tests share: topics of their own, managers and connections on them."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from typing import Any
 
 from brokerkit import AsyncManager, Topic
 from brokerkit.errors import BrokerError
 from brokerkit.spi import ConnectOptions, ConsumerDriver, GroupSpec, Inbound, Outbound, TopicSpec, ToTopic
-from brokerkit.testing.faults import FaultProxy
 from brokerkit.testing.ledger import Ledger
-from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.backend import RocketMQBackend
 from brokerkit_rocketmq.connection import RocketMQConnection
 from tests.traffic import CLOCK, LONG
 
 __all__ = [
     "GROUP",
-    "Interposed",
     "a_topic",
     "connected",
-    "interposed",
     "made",
     "manager_on",
     "outbound",
@@ -43,55 +38,6 @@ def manager_on(url: str, section: Mapping[str, Any] | None = None, **overrides: 
     """Return an unconnected manager; ``section`` is its ``rocketmq:``, ``overrides`` are further settings."""
     settings = {"url": url, "rocketmq": {"queues": 4, **(section or {})}, **overrides}
     return AsyncManager(backend=RocketMQBackend(), settings=settings)
-
-
-# --- proxies --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interposed:
-    """A proxy before each NameServer and each broker."""
-
-    #: What uses the proxies only.
-    url: str
-    name_servers: tuple[FaultProxy, ...]
-    brokers: tuple[FaultProxy, ...]
-
-    @property
-    def all(self) -> tuple[FaultProxy, ...]:
-        return (*self.name_servers, *self.brokers)
-
-    def freeze(self, *, existing_only: bool = False) -> None:
-        """Freeze all links, as `FaultProxy.freeze` does."""
-        for proxy in self.all:
-            proxy.freeze(existing_only=existing_only)
-
-    def thaw(self) -> None:
-        """Thaw all links."""
-        for proxy in self.all:
-            proxy.thaw()
-
-    def reset(self) -> None:
-        """Drop all links."""
-        for proxy in self.all:
-            proxy.reset()
-
-
-@asynccontextmanager
-async def interposed(server: RocketMQControl) -> AsyncIterator[Interposed]:
-    """Put a proxy before each part of a server; ``address_map`` leads to those of the brokers."""
-    async with AsyncExitStack() as stack:
-
-        async def before(address: str) -> FaultProxy:
-            host, _, port = address.rpartition(":")
-            return await stack.enter_async_context(FaultProxy(host, int(port)))
-
-        name_servers = [await before(address) for address in server.address.name_servers]
-        brokers = {broker.address: await before(broker.address) for broker in server.address.brokers}
-        mapped = ",".join(f"{address}={proxy.host}:{proxy.port}" for address, proxy in brokers.items())
-        hosts = ",".join(f"{proxy.host}:{proxy.port}" for proxy in name_servers)
-        user = server.url.removesuffix(",".join(server.address.name_servers))
-        yield Interposed(f"{user}{hosts}?address_map={mapped}", tuple(name_servers), tuple(brokers.values()))
 
 
 # --- drivers --------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit.testing.services.rocketmq import RocketMQControl, RocketMQOptions, RocketMQServer
 from tests.rocketmq.consuming import bodies, consuming, take
+from tests.rocketmq.servers import installation_or_skip
 
 
 async def test_every_broadcast_consumer_gets_every_message_from_now_on(rocketmq: RocketMQControl) -> None:
@@ -67,3 +68,12 @@ async def test_what_a_broadcast_consumer_gives_back_comes_again_to_it(rocketmq: 
         again = await take(listener, 2)
         assert bodies(again) == [b"1", b"2"]
         assert [message.redelivered for message in again] == [True, True]
+
+
+async def test_a_broker_that_makes_no_groups_by_itself_is_told_of_it() -> None:
+    options = RocketMQOptions(auto_create_groups=False)
+    with RocketMQServer(options, installation=installation_or_skip()) as server:
+        async with consuming(server) as scene:
+            listener = await scene.consume(broadcast=True)
+            await scene.send(b"x")
+            assert bodies(await take(listener, 1)) == [b"x"]

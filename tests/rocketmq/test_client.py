@@ -19,7 +19,7 @@ from brokerkit_rocketmq.remoting.bodies import parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 from brokerkit_rocketmq.remoting.frames import Frame
 from brokerkit_rocketmq.routes import MessageQueue
-from tests.rocketmq.clients import LONG, QUICK, a_client, a_name, membership, send
+from tests.rocketmq.clients import LONG, QUICK, a_client, a_name, membership, options_for, send
 from tests.rocketmq.test_connections import host_and_port
 from tests.rocketmq.test_links import free_address
 
@@ -57,6 +57,26 @@ async def test_a_client_leaves_neither_tasks_nor_connections_nor_memberships(roc
         assert await members(other, group) == []
     with pytest.raises(Closed):
         await client.call("broker-a", RequestCode.GET_BROKER_RUNTIME_INFO)
+
+
+async def test_a_close_that_is_cancelled_leaves_no_connection_either(rocketmq_old: RocketMQControl) -> None:
+    with FaultProxy(*host_and_port(rocketmq_old.address.masters[0].address)) as proxy:
+        mapped = {rocketmq_old.address.masters[0].address: f"127.0.0.1:{proxy.port}"}
+        before = asyncio.all_tasks()
+        client = Client(options_for(rocketmq_old, address_map=mapped), SystemClock())
+        await client.open()
+        client.register_producer("brokerkit-test")
+        await client.call("broker-a", RequestCode.GET_BROKER_RUNTIME_INFO)
+        proxy.freeze()
+        closing = asyncio.create_task(client.aclose())
+        # Its farewell is under way now, and not answered.
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert client.links.up() == ()
+        assert asyncio.all_tasks() == before
 
 
 async def test_opening_says_when_no_name_server_is_there() -> None:

@@ -243,7 +243,7 @@ async def test_a_lost_connection_makes_tokens_stale_and_the_messages_come_again(
         await consumer.settled()
         proxy.reset()
         again = await take(consumer, 2)
-        assert bodies(again) == bodies(old)[1:]
+        assert sorted(bodies(again)) == sorted(bodies(old)[1:])
         assert [message.redelivered for message in again] == [True, True]
         assert not any(map(consumer.live, old))
         assert all(map(consumer.live, again))

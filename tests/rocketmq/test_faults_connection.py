@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,13 +11,12 @@ from brokerkit.errors import BrokerUnavailable, SendTimeout
 from brokerkit.spi import ConsumerOptions
 from brokerkit.testing.deadlines import eventually, within
 from brokerkit.testing.ledger import Ledger
+from brokerkit.testing.rocketmq_proxies import RocketMQProxies
 from brokerkit.testing.services.rocketmq import RocketMQControl
 from tests.rocketmq.scene import (
     GROUP,
-    Interposed,
     a_topic,
     connected,
-    interposed,
     made,
     manager_on,
     outbound,
@@ -35,8 +34,8 @@ BODY = b"x" * 500
 
 
 @pytest.fixture
-async def proxies(rocketmq_old: RocketMQControl) -> AsyncIterator[Interposed]:
-    async with interposed(rocketmq_old) as proxies:
+def proxies(rocketmq_old: RocketMQControl) -> Iterator[RocketMQProxies]:
+    with RocketMQProxies(rocketmq_old.address) as proxies:
         yield proxies
 
 
@@ -47,7 +46,7 @@ async def proxies(rocketmq_old: RocketMQControl) -> AsyncIterator[Interposed]:
     "place", ["in the length", "after the length", "in the header", "before the body", "in the body", "before the end"]
 )
 async def test_a_cut_within_a_send_leaves_an_unknown_outcome_and_the_next_send_works(
-    rocketmq_old: RocketMQControl, proxies: Interposed, place: str
+    rocketmq_old: RocketMQControl, proxies: RocketMQProxies, place: str
 ) -> None:
     topic, ledger = a_topic(), Ledger(place)
     (proxy,) = proxies.brokers
@@ -87,7 +86,7 @@ async def test_a_cut_within_a_send_leaves_an_unknown_outcome_and_the_next_send_w
 
 
 async def test_a_send_whose_answer_was_lost_is_sent_again_with_its_id_and_resolves_once(
-    rocketmq_old: RocketMQControl, proxies: Interposed
+    rocketmq_old: RocketMQControl, proxies: RocketMQProxies
 ) -> None:
     """The broker has stored the message when the link breaks."""
     topic, ledger = a_topic(), Ledger()
@@ -117,7 +116,7 @@ async def test_a_send_whose_answer_was_lost_is_sent_again_with_its_id_and_resolv
 
 @pytest.mark.parametrize("offset", [3, 50, 500, 2000, 5000])
 async def test_a_cut_within_the_answer_to_a_pull_loses_nothing_and_repeats_only_what_was_in_hand(
-    rocketmq_old: RocketMQControl, proxies: Interposed, offset: int, record_property: Callable[[str, object], None]
+    rocketmq_old: RocketMQControl, proxies: RocketMQProxies, offset: int, record_property: Callable[[str, object], None]
 ) -> None:
     """The offsets are in the length, in the header, in the first message and behind it."""
     topic, ledger = a_topic(), Ledger(f"cut at {offset}")
@@ -143,7 +142,7 @@ async def test_a_cut_within_the_answer_to_a_pull_loses_nothing_and_repeats_only_
 
 
 async def test_resets_under_load_lose_nothing(
-    proxies: Interposed, record_property: Callable[[str, object], None]
+    proxies: RocketMQProxies, record_property: Callable[[str, object], None]
 ) -> None:
     topic, ledger, resets = a_topic(), Ledger(), 6
     async with (
@@ -163,7 +162,7 @@ async def test_resets_under_load_lose_nothing(
 
 
 async def test_cuts_anywhere_under_load_lose_nothing(
-    proxies: Interposed, record_property: Callable[[str, object], None]
+    proxies: RocketMQProxies, record_property: Callable[[str, object], None]
 ) -> None:
     topic, ledger, cuts = a_topic(), Ledger(), (1, 37, 200, 999, 2048, 4321)
     async with (
@@ -184,7 +183,7 @@ async def test_cuts_anywhere_under_load_lose_nothing(
 
 
 async def test_links_that_fall_silent_are_replaced_within_20_s_for_publishing_and_consuming(
-    rocketmq_old: RocketMQControl, proxies: Interposed, record_property: Callable[[str, object], None]
+    rocketmq_old: RocketMQControl, proxies: RocketMQProxies, record_property: Callable[[str, object], None]
 ) -> None:
     """Half-open, with default settings: no FIN, no RST, and new connections work."""
     topic, ledger = a_topic(), Ledger()
@@ -223,7 +222,7 @@ async def test_links_that_fall_silent_are_replaced_within_20_s_for_publishing_an
     assert max(times.values()) <= RESUMED, times
 
 
-async def test_a_ping_on_a_silent_link_returns_in_its_own_time(proxies: Interposed) -> None:
+async def test_a_ping_on_a_silent_link_returns_in_its_own_time(proxies: RocketMQProxies) -> None:
     async with connected(proxies.url, a_topic()) as connection:
         await connection.ping(LONG)
         proxies.freeze()
@@ -236,7 +235,7 @@ async def test_a_ping_on_a_silent_link_returns_in_its_own_time(proxies: Interpos
 
 
 async def test_links_that_carry_a_few_bytes_at_a_time_and_late_lose_and_double_nothing(
-    proxies: Interposed, record_property: Callable[[str, object], None]
+    proxies: RocketMQProxies, record_property: Callable[[str, object], None]
 ) -> None:
     topic, ledger = a_topic(), Ledger()
     async with (

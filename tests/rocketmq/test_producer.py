@@ -344,3 +344,28 @@ async def test_close_ends_in_time_when_no_answer_comes(rocketmq_old: RocketMQCon
         assert CLOCK.monotonic() - began < LONG
         assert [type(outcome) for outcome in await under_way] == [SendTimeout]
         assert [task for task in asyncio.all_tasks() if "brokerkit-connect" in task.get_name()] == []
+
+
+async def test_close_ends_in_time_for_what_a_broker_that_reads_no_more_has_no_room_for(
+    rocketmq_old: RocketMQControl,
+) -> None:
+    topic = a_topic()
+    messages = [outbound(topic, b"x" * (3 << 20)) for _ in range(4)]
+    async with (
+        proxied(rocketmq_old) as (proxies, addresses),
+        sending(rocketmq_old, topic),
+        sending(rocketmq_old, attempt_timeout=SHORT, heartbeat=60.0, address_map=addresses) as scene,
+    ):
+        await eventually(lambda: _sends(scene, topic), LONG, "a first send")
+        proxies["broker-a"].freeze()
+        earlier = asyncio.create_task(scene.send(*messages[1:]))
+        await asyncio.sleep(SHORT / 2)
+        # Its time ends after that of the others, and nothing is under way then that could tell it.
+        later = asyncio.create_task(scene.send(messages[0]))
+        await asyncio.sleep(0)
+        began = CLOCK.monotonic()
+        await scene.producer.aclose()
+        assert CLOCK.monotonic() - began < LONG
+        first, (outcome,) = await asyncio.gather(earlier, later)
+        assert type(outcome) is BrokerUnavailable
+        assert None not in first

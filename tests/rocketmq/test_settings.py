@@ -69,6 +69,7 @@ def test_what_system_d_means_at_the_top_level(tmp_path: Path) -> None:
         "consumer_group": "export_consumer_group",
         "max_message_size": 4194304,
         "attempt_timeout": 3.0,
+        "send_timeout": 12.0,
         "handler_timeout": 900.0,
         "retry": {"max_attempts": 17},
     }

@@ -52,4 +52,4 @@ def test_half_of_a_surrogate_pair_is_signed_as_java_sends_it() -> None:
 
 
 def test_a_signer_does_not_show_its_secrets() -> None:
-    assert repr(Signer("rmquser", "a-secret-key", "a-token")) == "Signer('rmquser')"
+    assert repr(Signer("rmquser", "a-secret-key", "a-token")) == "Signer(***)"
