@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from brokerkit.errors import BrokerError
@@ -22,6 +22,8 @@ log = logging.getLogger("brokerkit.rocketmq")
 _DELAY = 0.05
 #: Seconds until a commit that failed is tried again.
 _PAUSE = 0.5
+#: Seconds for which nobody else is expected to have committed something.
+_CHECK = 1.0
 
 
 class Commits:
@@ -35,6 +37,8 @@ class Commits:
         self._round: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._closed = False
+        #: Asked before a commit, about once a second for each reader, whether it may be.
+        self.before: Callable[[Reader], Awaitable[bool]] | None = None
 
     def soon(self, reader: Reader) -> None:
         """Commit the progress of ``reader`` within 100 ms."""
@@ -105,7 +109,15 @@ class Commits:
         return None
 
     async def _commit(self, reader: Reader) -> None:
+        if reader.progress.low == reader.committed or reader.home.error is not None:
+            return
+        now = self._clock.monotonic()
+        if self.before is not None and now - reader.checked >= _CHECK:
+            # A topic that was deleted and created anew has its first offsets again, and a smaller one committed: ours
+            # would skip what is stored there.
+            reader.checked = now
+            if not await self.before(reader):
+                return
         low = reader.progress.low
-        if low != reader.committed and reader.home.error is None:
-            await self._offsets.commit(reader.queue, low)
-            reader.committed = low
+        await self._offsets.commit(reader.queue, low)
+        reader.committed = low

@@ -14,7 +14,8 @@ from brokerkit.spi import Clock, Inbound, Outbound, wait
 from brokerkit_rocketmq.commits import Commits
 from brokerkit_rocketmq.errors import NAME, fresh
 from brokerkit_rocketmq.handover import copy_of
-from brokerkit_rocketmq.holdings import Holdings, Tools
+from brokerkit_rocketmq.holding_tools import Tools
+from brokerkit_rocketmq.holdings import Holdings
 from brokerkit_rocketmq.locks import Locks
 from brokerkit_rocketmq.member import Loner, Member, Share
 from brokerkit_rocketmq.offsets import Offsets
@@ -100,7 +101,7 @@ class RocketMQConsumer:
         self._arrived: asyncio.Future[None] | None = None
         #: What keeps queues from being read, by queue; None: all of them.
         self._failures: dict[MessageQueue | None, BrokerError] = {}
-        self._closed: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         #: Settlements of deliveries that were not ours any more.
         self.stale = 0
 
@@ -135,7 +136,7 @@ class RocketMQConsumer:
             for broker in route.brokers:
                 await check_expression(client, source, broker)
         await share.open()
-        if self._closed is not None:
+        if self._closing is not None:
             # Meanwhile, when there was nothing to stop yet.
             await share.stop()
         await self._begun()
@@ -156,7 +157,7 @@ class RocketMQConsumer:
         """Return deliveries, as `brokerkit.spi.ConsumerDriver.receive` says."""
         deadline = self._clock.monotonic() + timeout
         while True:
-            if self._closed is not None:
+            if self._closing is not None:
                 raise Closed("the consumer is closed", backend=NAME)
             messages = self._take(min(max_messages, self._room()))
             if messages:
@@ -171,7 +172,7 @@ class RocketMQConsumer:
                 self._arrived = None
 
     def _check(self) -> None:
-        if self._closed is not None:
+        if self._closing is not None:
             raise Closed("the consumer is closed", backend=NAME)
         for failure in self._failures.values():
             raise fresh(failure)
@@ -248,9 +249,9 @@ class RocketMQConsumer:
         if arrived is not None and not arrived.done():
             arrived.set_result(None)
 
-    def _moved(self, reader: Reader, offset: int) -> None:
-        """The broker has nothing at the next offset, and reads on at another one."""
-        if offset > reader.progress.next:
+    def _moved(self, reader: Reader, offset: int, wanted: bool) -> None:
+        """The broker has nothing at the next offset, or somebody wants it to be read from elsewhere."""
+        if offset > reader.progress.next and not wanted:
             # What lay between was removed.  What is handed out stays as it is.
             reader.fill([], offset)
             self._messages_arrived(reader, [])
@@ -352,13 +353,18 @@ class RocketMQConsumer:
         return all(outcome is None for outcome in await self._store(outbounds))
 
     async def aclose(self) -> None:
-        """Stop receiving, give back what is not settled, leave the group, close.  Idempotent."""
-        if self._closed is not None:
-            if not self._closed.done():
-                await asyncio.wait((self._closed,))
-            return
-        self._closed = asyncio.get_running_loop().create_future()
-        self._wake()
+        """Stop receiving, give back what is not settled, leave the group, close.  Idempotent.
+
+        It goes on when it is cancelled: what is half closed would keep its queues from the other members.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(
+                self._close(), name=f"brokerkit-rocketmq-close-{self._source.native_group}"
+            )
+            self._wake()
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         try:
             if self._share is not None:
                 await self._share.stop()
@@ -374,4 +380,3 @@ class RocketMQConsumer:
                 await self._client.aclose()
             finally:
                 self._on_close(self)
-                self._closed.set_result(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from brokerkit.errors import BrokerError
@@ -14,17 +14,12 @@ from brokerkit_rocketmq.progress import Progress
 from brokerkit_rocketmq.reader import Reader
 
 if TYPE_CHECKING:
-    from brokerkit.spi import Clock
-    from brokerkit_rocketmq.client import Client
-    from brokerkit_rocketmq.commits import Commits
-    from brokerkit_rocketmq.locks import Locks
-    from brokerkit_rocketmq.offsets import Offsets
+    from brokerkit_rocketmq.holding_tools import Tools
     from brokerkit_rocketmq.pulling import Puller
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
-    from brokerkit_rocketmq.sources import Source
 
-__all__ = ["Holdings", "Tools"]
+__all__ = ["Holdings"]
 
 log = logging.getLogger("brokerkit.rocketmq")
 
@@ -38,39 +33,6 @@ _LONGEST_WORK = 60.0
 _CHECK = 10.0
 #: Seconds that giving a queue away may take.
 _FAREWELL = 5.0
-
-
-class Tools:
-    """What a holding works with."""
-
-    def __init__(
-        self,
-        client: Client,
-        source: Source,
-        clock: Clock,
-        *,
-        offsets: Offsets,
-        commits: Commits,
-        locks: Locks | None,
-        copy: Callable[[list[StoredMessage]], Awaitable[bool]],
-        changed: Callable[[], None],
-        failed: Callable[[MessageQueue, BrokerError | None], None],
-    ) -> None:
-        """
-        locks:   where the queues are read under locks
-        copy:    stores copies for the group alone, and returns whether all are stored
-        changed: called when readers came or went
-        failed:  called with a queue and what keeps it from being read
-        """
-        self.client = client
-        self.source = source
-        self.clock = clock
-        self.offsets = offsets
-        self.commits = commits
-        self.locks = locks
-        self.copy = copy
-        self.changed = changed
-        self.failed = failed
 
 
 class Holdings:
@@ -95,6 +57,7 @@ class Holdings:
         self._begin_at: dict[MessageQueue, int] = {}
         self._checking: asyncio.Task[None] | None = None
         self._closed = False
+        tools.commits.before = self._check_offset
 
     @property
     def queues(self) -> dict[MessageQueue, Reader | None]:
@@ -115,6 +78,9 @@ class Holdings:
                 self._give_away(queue)
             else:
                 self._let_go(queue)
+            # Neither what kept it from being read nor where it was to begin is of interest any more.
+            self._tools.failed(queue, None)
+            self._begin_at.pop(queue, None)
         for queue, inherited in wanted.items():
             if queue not in self._held:
                 self._hold(queue, inherited)
@@ -169,30 +135,35 @@ class Holdings:
         """See to it that the broker has what we committed, as far as it is not meant to have something else."""
         while True:
             await self._tools.clock.sleep(_CHECK)
-            for queue, holding in tuple(self._held.items()):
-                reader = holding.reader
-                if reader is None or reader.committed < 0:
-                    continue
-                expected = reader.committed
-                try:
-                    master = await self._tools.client.link(queue.broker)
-                    committed = await self._tools.offsets.committed(queue)
-                except BrokerError as error:
-                    log.debug("the offset of queue %d of %s is not known: %s", queue.queue_id, queue.topic, error)
-                    continue
-                if self._held.get(queue) is not holding or expected != reader.committed:
-                    continue
-                if committed is not None and committed >= expected:
-                    continue
-                fresh = self._tools.clock.monotonic() - holding.since < 2 * PATIENCE + _CHECK
-                if (holding.inherited and fresh) or master.current is not reader.home:
-                    # The last commit of a former reader came after our first; or this is a master that was started
-                    # again and forgot, or a copy that is not up to date.
-                    reader.committed = -1
-                    self._tools.commits.soon(reader)
-                else:
-                    # An administrator wants it so, or the topic is not the one that it was.
-                    self.move(queue, committed or 0)
+            for holding in tuple(self._held.values()):
+                if holding.reader is not None:
+                    try:
+                        await self._check_offset(holding.reader)
+                    except BrokerError as error:
+                        log.debug("the offset of a queue of %s is not known: %s", self._tools.source.topic, error)
+
+    async def _check_offset(self, reader: Reader) -> bool:
+        """Look at one; return False when its queue is to be read from elsewhere, and has another reader now."""
+        queue, expected = reader.queue, reader.committed
+        holding = self._held.get(queue)
+        if expected < 0 or holding is None or holding.reader is not reader:
+            return True
+        master = await self._tools.client.link(queue.broker)
+        committed = await self._tools.offsets.committed(queue)
+        if self._held.get(queue) is not holding or expected != reader.committed:
+            return True
+        if committed is not None and committed >= expected:
+            return True
+        fresh = self._tools.clock.monotonic() - holding.since < 2 * PATIENCE + _CHECK
+        if (holding.inherited and fresh) or master.current is not reader.home:
+            # The last commit of a former reader came after our first; or this is a master that was started again and
+            # forgot, or a copy that is not up to date.
+            reader.committed = -1
+            self._tools.commits.soon(reader)
+            return True
+        # An administrator wants it so, or the topic is not the one that it was.
+        self.move(queue, committed or 0)
+        return False
 
     # --- beginning ---
 

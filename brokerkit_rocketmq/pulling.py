@@ -41,6 +41,8 @@ _SUSPENDED, _SUBSCRIPTION = 2, 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 #: Seconds before a pull is repeated that brought nothing and was not held.
 _IDLE_PAUSE = 0.1
+#: Remark of an answer that tells the offset that an administrator has set (``GetMessageStatus``, 5.x).
+_RESET = "OFFSET_RESET"
 #: ``RequestCode.CHECK_CLIENT_CONFIG``.
 _CHECK_CLIENT_CONFIG = 46
 #: Bytes of one queue that may wait here when a pull is sent.
@@ -124,7 +126,8 @@ class Puller:
     """Fills the buffers of the readers of one consumer.
 
     arrived: called with a reader when it has messages
-    moved:   called with a reader whose next offset is not in the queue, and the offset to go on from
+    moved:   called with a reader whose next offset is not in the queue, the offset to go on from, and whether an
+             administrator wants it so
     failed:  called with a queue and what keeps it from being read, and None when it is read again
     """
 
@@ -136,7 +139,7 @@ class Puller:
         clock: Clock,
         *,
         arrived: Callable[[Reader, list[StoredMessage]], None],
-        moved: Callable[[Reader, int], None],
+        moved: Callable[[Reader, int, bool], None],
         failed: Callable[[MessageQueue, BrokerError | None], None],
     ) -> None:
         self._client = client
@@ -196,7 +199,14 @@ class Puller:
                         request = self._pull(connection, work, following)
                     self._take(reader, frame.body, following)
                 elif frame.code == ResponseCode.PULL_OFFSET_MOVED:
-                    self._moved(reader, following)
+                    if following == reader.progress.next and frame.remark != _RESET:
+                        # A copy of the queue that has not got so far (``DefaultMessageStore``).
+                        raise BrokerUnavailable(
+                            f"offset {following} of {reader.queue.topic} is not there yet",
+                            topic=self._source.topic,
+                            backend=NAME,
+                        )
+                    self._moved(reader, following, frame.remark == _RESET)
                 else:
                     await self._nothing(work, following)
         finally:

@@ -28,6 +28,7 @@ class Reader:
         "_room",
         "buffer",
         "buffered",
+        "checked",
         "committed",
         "giving",
         "home",
@@ -51,6 +52,8 @@ class Reader:
         self.buffered = 0
         #: The offset that the broker has; -1: not known.
         self.committed = -1
+        #: Monotonic: when it was last compared with what the broker has.
+        self.checked = 0.0
         #: Whether it is in the consumer's list of readers with messages.
         self.waiting = False
         self._room: asyncio.Future[None] | None = None

@@ -103,8 +103,8 @@ class RocketMQSettings(BaseModel):
     retry_times: int | None = Field(
         None,
         ge=0,
-        description="n means that the top-level `send_timeout` is n + 1 times that of one attempt. Each attempt goes to "
-        "another broker where there are several.",
+        description="n means that the top-level `send_timeout` is n + 1 times that of one attempt. The next attempt "
+        "goes to another broker where there are several.",
     )
     consumer_thread_min: int | None = Field(
         None, ge=1, description="Accepted, without effect: threads are made when needed."

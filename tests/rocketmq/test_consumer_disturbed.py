@@ -1,0 +1,51 @@
+"""Consumers whose topic is declared anew, whose queues go while they cannot be read, and whose close is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from brokerkit.testing.deadlines import eventually
+from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit_rocketmq.consumer import RocketMQConsumer
+from tests.rocketmq.consuming import CLOCK, LONG, consuming, drain
+
+
+async def test_a_topic_that_is_declared_anew_is_read_from_its_first_message(rocketmq: RocketMQControl) -> None:
+    """Its offsets begin at 0 again, and there are soon more messages than were read of the former one."""
+    async with consuming(rocketmq, queues=1) as scene:
+        consumer = await scene.consume(prefetch=200)
+        await scene.send(*(b"old" for _ in range(10)))
+        assert len(await drain(consumer, 2.0)) == 10
+        await scene.all_committed()
+        # Longer than a consumer relies on what it has committed.
+        await asyncio.sleep(1.5)
+        spec = scene.topics[scene.topic]
+        await scene.topology.delete(scene.topic, None, ("g",))
+        await scene.topology.declare(spec, spec.groups["g"])
+        wanted = {b"new %d" % number for number in range(100)}
+        await scene.send(*wanted)
+        seen: set[bytes] = set()
+        deadline = CLOCK.monotonic() + LONG
+        while not wanted <= seen:
+            assert CLOCK.monotonic() < deadline, f"{len(wanted - seen)} were skipped"
+            messages = await consumer.receive(100, 1.0)
+            seen |= {message.body for message in messages}
+            await consumer.ack(messages)
+
+
+async def test_a_close_that_is_cancelled_goes_on_and_leaves_no_task(rocketmq_old: RocketMQControl) -> None:
+    async with consuming(rocketmq_old, queues=1, ordered=True) as scene:
+        await scene.send(b"x")
+        for steps in range(6):
+            before = asyncio.all_tasks()
+            consumer: RocketMQConsumer = await scene.consume(ordered=True)
+            assert await consumer.receive(1, LONG)
+            closing = asyncio.create_task(consumer.aclose())
+            for _ in range(steps + 1):
+                await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            await eventually(lambda: asyncio.all_tasks() <= before, within=LONG, what="no task left")  # noqa: B023
