@@ -110,7 +110,7 @@ class Consumer:
         if options.broadcast:
             link.require(Capability.BROADCAST, options.topic, "broadcast=True")
         if options.ordered:
-            link.require(Capability.ORDERED, options.topic, "an ordered group")
+            link.require_order(options.topic, "an ordered group")
         if options.tag != "*":
             link.require(Capability.TAGS, options.topic, f"the tag filter {options.tag!r}")
         await link.declare(options.topic)

@@ -121,6 +121,11 @@ class Link:
                 backend=self.backend.name,
             )
 
+    def require_order(self, topic: str, what: str) -> None:
+        """Raise `CapabilityNotSupported` unless ``topic`` keeps an order, be it only that of each key."""
+        if Capability.ORDERED_BY_KEY not in self.capabilities(topic):
+            self.require(Capability.ORDERED, topic, what)
+
     # --- declaring ---
 
     def is_declared(self, topic: str) -> bool:
@@ -161,10 +166,10 @@ class Link:
     def check(self, spec: TopicSpec) -> None:
         """Refuse what a declaration asks for and the connection lacks."""
         if spec.ordered:
-            self.require(Capability.ORDERED, spec.name, "an ordered topic")
+            self.require_order(spec.name, "an ordered topic")
         for group in spec.groups.values():
             if group.ordered:
-                self.require(Capability.ORDERED, spec.name, f"the ordered group {group.name!r}")
+                self.require_order(spec.name, f"the ordered group {group.name!r}")
             if group.tag != "*":
                 self.require(Capability.TAGS, spec.name, f"the tag filter {group.tag!r} of group {group.name!r}")
             if group.start == "earliest":

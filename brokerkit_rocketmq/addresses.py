@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from brokerkit.errors import ConfigurationError
 
-__all__ = ["NAME_SERVER_PORT", "Address", "parse_address", "parse_addresses"]
+__all__ = ["NAME_SERVER_PORT", "Address", "parse_address"]
 
 #: Where a NameServer listens unless it is told otherwise.
 NAME_SERVER_PORT = 9876
@@ -42,12 +42,6 @@ def parse_address(text: str, port: int | None = None) -> Address:
     if not good or not (number.isascii() and number.isdigit() and 0 < int(number[:6]) < 65536):
         raise ConfigurationError(f"{text!r} is no address of the form host:port", backend="rocketmq")
     return Address(host, int(number))
-
-
-def parse_addresses(text: str, port: int = NAME_SERVER_PORT) -> tuple[Address, ...]:
-    """Return the addresses of a list with ``;`` or ``,`` between them, each once and in its order."""
-    parts = re.split(r"[;,\s]+", text)
-    return tuple(dict.fromkeys(parse_address(part, port) for part in parts if part))
 
 
 def _is_ipv6(text: str) -> bool:

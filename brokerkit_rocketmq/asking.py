@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from brokerkit.errors import AccessRefused, BrokerError, BrokerUnavailable
+from brokerkit.errors import BrokerError
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.errors import refused
 from brokerkit_rocketmq.remoting.bodies import parse_body
@@ -71,19 +71,15 @@ class Asking:
         deadline = clock.monotonic() + _DISPATCH
         stored: int | None = None
         while True:
-            try:
-                answer = await self.ask(
-                    broker, RequestCode.GET_BROKER_RUNTIME_INFO, {}, f"asking {broker} for its state"
-                )
-            except AccessRefused:
-                return
-            except BrokerUnavailable:
-                # A broker that was started a second ago has no figures yet: NoSuchElementException.
-                if clock.monotonic() >= deadline:
-                    raise
+            frame = await self.client.call(broker, RequestCode.GET_BROKER_RUNTIME_INFO, timeout=self.timeout)
+            if frame.code == ResponseCode.SYSTEM_ERROR and not _is_acl(frame) and clock.monotonic() < deadline:
+                # A 4.9.4 that was started a second ago has no figures yet: NoSuchElementException.
                 await clock.sleep(_YOUNG_PAUSE)
                 continue
-            table = (answer or {}).get("table") or {}
+            if frame.code != ResponseCode.SUCCESS:
+                # It does not say how far it is, to us or at all: what it has in its queues now is all there is to know.
+                return
+            table = (parse_body(frame.body) or {}).get("table") or {}
             end, behind = int(table.get("commitLogMaxOffset", 0)), int(table.get("dispatchBehindBytes", 0))
             stored = end if stored is None else stored
             if end - behind >= stored or clock.monotonic() >= deadline:

@@ -243,7 +243,9 @@ class Client:
         if refusal is not None:
             raise refusal
         if not any(error is None for error in outcomes):
-            raise next((error for error in errors if not isinstance(error, TopicNotFound)), errors[0])
+            others = [error for error in errors if not isinstance(error, TopicNotFound)]
+            nobody = BrokerUnavailable(f"no broker has a topic of group {registration.group!r}", backend=NAME)
+            raise (others or errors or [nobody])[0]
 
     async def unregister_consumer(self, group: str) -> None:
         """Leave a consumer group; return when the connected brokers know, or after two seconds."""
@@ -279,19 +281,28 @@ class Client:
 
     async def _beat(self) -> None:
         """Send heartbeats when they are due, and bring back the connections that make us a member of a group."""
-        interval = self.options.heartbeat_interval
         while True:
             self._wake = asyncio.get_running_loop().create_future()
-            needed, _ = await self._addresses(self.registrations.topics)
-            now = self.clock.monotonic()
-            if now >= self._due:
-                self._due = now + interval * random.uniform(0.9, 1.0)
-                await self._tell({link.address: None for link in self.links.up()} | needed)
-            else:
-                await self._tell({address: None for address in needed if not self.links.get(address).is_up})
-            down = any(not self.links.get(address).is_up for address in needed)
-            left = self._due - self.clock.monotonic()
-            await wait(self.clock, self._wake, max(min(left, _COME_BACK) if down else left, 0.01))
+            try:
+                pause = await self._beat_once()
+            except Exception:
+                # A fault of ours: without this task brokers would forget us, and our queues go to others.
+                log.exception("a heartbeat failed, it is tried again")
+                pause = _COME_BACK
+            await wait(self.clock, self._wake, pause)
+
+    async def _beat_once(self) -> float:
+        """Tell the brokers that are to be told now; return the seconds until the next look."""
+        needed, _ = await self._addresses(self.registrations.topics)
+        now = self.clock.monotonic()
+        if now >= self._due:
+            self._due = now + self.options.heartbeat_interval * random.uniform(0.9, 1.0)
+            await self._tell({link.address: None for link in self.links.up()} | needed)
+        else:
+            await self._tell({address: None for address in needed if not self.links.get(address).is_up})
+        down = any(not self.links.get(address).is_up for address in needed)
+        left = self._due - self.clock.monotonic()
+        return max(min(left, _COME_BACK) if down else left, 0.01)
 
     async def _addresses(self, topics: Iterable[str]) -> tuple[dict[str, None], list[BrokerError]]:
         """Return the addresses of all brokers that have one of the topics, copies included, as Java's client does."""
@@ -321,8 +332,7 @@ class Client:
         try:
             connection = await link.connected(self.options.timeout)
             # Also when a connection was just made: its first request may have told what was true before.
-            probe = self.registrations.heartbeat()
-            frame = await connection.call(probe.code, probe.fields, probe.body, timeout=self.options.timeout)
+            frame = await link.introduce(connection, self.options.timeout)
         except BrokerError as error:
             return error
         except RemotingError as exc:

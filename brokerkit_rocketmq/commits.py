@@ -7,12 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
-from brokerkit.errors import BrokerError
+from brokerkit.errors import BrokerError, BrokerUnavailable
+from brokerkit_rocketmq.errors import NAME
 
 if TYPE_CHECKING:
     from brokerkit.spi import Clock, Timer
     from brokerkit_rocketmq.offsets import Offsets
     from brokerkit_rocketmq.reader import Reader
+    from brokerkit_rocketmq.routes import MessageQueue
 
 __all__ = ["Commits"]
 
@@ -33,6 +35,9 @@ class Commits:
         self._offsets = offsets
         self._clock = clock
         self._due: set[Reader] = set()
+        #: Queues whose reader was lost with progress that the broker does not have, and whether the next reader of
+        #: this consumer may still commit it.
+        self._lost: dict[MessageQueue, bool] = {}
         self._timer: Timer | None = None
         self._round: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
@@ -47,7 +52,20 @@ class Commits:
             self._later(_DELAY)
 
     async def now(self) -> None:
-        """Return when all progress that was made before is committed; raise `BrokerError` when it cannot be."""
+        """Return when all progress that was made before is committed; raise `BrokerError` when it cannot be.
+
+        Progress that was lost with a connection counts until it is committed on another one.  Where others read the
+        queue now it never is: that is said once.
+        """
+        await self._commit_due()
+        if self._lost:
+            lost, self._lost = self._lost, {queue: True for queue, returns in self._lost.items() if returns}
+            raise BrokerUnavailable(
+                f"settlements in {len(lost)} queues had not reached their brokers when the connection was lost",
+                backend=NAME,
+            )
+
+    async def _commit_due(self) -> None:
         async with self._turn:
             due = tuple(self._due)
             self._due.clear()
@@ -62,8 +80,19 @@ class Commits:
             await self._commit(reader)
 
     def forget(self, reader: Reader) -> None:
-        """Commit nothing more for a reader."""
+        """Commit nothing more for a reader, and need not."""
         self._due.discard(reader)
+
+    def lose(self, reader: Reader, *, returns: bool) -> None:
+        """Commit nothing more for a reader; ``returns``: the next one of its queue may go on where it was."""
+        self._due.discard(reader)
+        if reader.is_behind:
+            self._lost[reader.queue] = returns
+
+    def give_up(self, queue: MessageQueue) -> None:
+        """Note that a queue is not read here any more: what was lost stays so."""
+        if queue in self._lost:
+            self._lost[queue] = False
 
     def close(self) -> None:
         """Commit nothing more."""
@@ -86,7 +115,7 @@ class Commits:
     async def _run(self) -> None:
         failed = False
         try:
-            await self.now()
+            await self._commit_due()
         except BrokerError as error:
             failed = True
             log.info("offsets could not be committed, it is tried again: %s", error)
@@ -109,7 +138,11 @@ class Commits:
         return None
 
     async def _commit(self, reader: Reader) -> None:
-        if reader.progress.low == reader.committed or reader.home.error is not None:
+        if reader.progress.low == reader.committed:
+            return
+        if reader.home.error is not None:
+            if reader.is_behind:
+                raise BrokerUnavailable(f"the connection to {reader.queue.broker} is lost", backend=NAME)
             return
         now = self._clock.monotonic()
         if self.before is not None and now - reader.checked >= _CHECK:
@@ -121,3 +154,5 @@ class Commits:
         low = reader.progress.low
         await self._offsets.commit(reader.queue, low)
         reader.committed = low
+        if self._lost.get(reader.queue):
+            del self._lost[reader.queue]

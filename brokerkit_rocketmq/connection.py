@@ -179,6 +179,7 @@ class RocketMQConnection:
             group=self._settings.producer_group,
             clock=self._clock,
             on_close=self._drivers.discard,
+            missing=self._making.missing,
         )
 
     async def open_consumer(self, options: ConsumerOptions) -> RocketMQConsumer:

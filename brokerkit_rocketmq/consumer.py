@@ -211,7 +211,7 @@ class RocketMQConsumer:
             # The group alone is meant.
             tags = None
         # Below this it may have been delivered before, for all that is known.
-        unknown = reader.progress.doubtful if self._offsets.marking else sys.maxsize
+        unknown = reader.progress.doubtful if self._offsets.marks(reader.queue.broker) else sys.maxsize
         refused = 0
         for stored in messages:
             offset = stored.queue_offset
@@ -241,7 +241,12 @@ class RocketMQConsumer:
     def _enqueue(self, reader: Reader) -> None:
         if not reader.waiting and reader.giving and reader.buffer:
             reader.waiting = True
-            self._ready.append(reader)
+            if reader.queue.topic == self._source.native_topic:
+                self._ready.append(reader)
+            else:
+                # What was tried before goes first.  The core waits for the copy of a message that a process may have
+                # died of before it looks at the next one; behind those that wait for that it would come too late.
+                self._ready.appendleft(reader)
         self._wake()
 
     def _wake(self) -> None:
@@ -371,7 +376,7 @@ class RocketMQConsumer:
             await self._holdings.aclose()
             self._commits.close()
             if self._locks is not None:
-                self._locks.close()
+                await self._locks.aclose()
             if self._share is not None:
                 await self._share.leave()
         finally:

@@ -91,6 +91,17 @@ class Holdings:
         # Those that are there and not ours are read by others.  The rest come back with their brokers.
         for queue in [queue for queue in self._past if queue not in self._held and queue in existing]:
             del self._past[queue]
+            self._tools.commits.give_up(queue)
+        self._unlock_others(existing)
+
+    def _unlock_others(self, existing: Collection[MessageQueue]) -> None:
+        """Unlock what was ours when its broker was lost and is for others now: we would keep it from them for ever."""
+        locks = self._tools.locks
+        if locks is None:
+            return
+        for queue in locks.held:
+            if queue in existing and queue not in self._held and queue not in self._leaving:
+                self._leave_later(queue, locks.release([queue]))
 
     async def begun(self) -> None:
         """Return when every queue is read, or has failed to be once."""
@@ -121,6 +132,8 @@ class Holdings:
             # What is at work goes on: nobody else gets it.
             self._give_away(queue)
             return
+        if reader is not None:
+            self._tools.commits.lose(reader, returns=True)
         self._drop(queue)
         if reader is not None:
             self._past[queue] = reader.progress
@@ -236,6 +249,7 @@ class Holdings:
             if holding is not None and holding.reader is reader:
                 self._lose_holding(reader.queue, holding)
             else:
+                self._tools.commits.lose(reader, returns=False)
                 self._forget(reader)
 
     # --- ending ---
@@ -314,6 +328,7 @@ class Holdings:
             # As after a crash: what was not told comes again.
             log.info("leaving queue %d of %s on %s: %s", queue.queue_id, queue.topic, queue.broker, error)
         finally:
+            tools.commits.lose(reader, returns=False)
             self._forget(reader)
 
     async def aclose(self) -> None:
@@ -333,6 +348,10 @@ class Holdings:
         farewells = [*self._leaving.values()]
         if self._tools.source.shared:
             readers = [holding.reader for holding in holdings if holding.reader is not None]
+            if self._tools.locks is not None:
+                # Those of queues that were not read yet.
+                others = self._tools.locks.held - {reader.queue for reader in readers} - self._leaving.keys()
+                farewells.append(asyncio.ensure_future(self._tools.locks.release(others)))
             farewells += [asyncio.ensure_future(self._conclude(reader, unfinished=False)) for reader in readers]
         if farewells:
             together = asyncio.gather(*farewells, return_exceptions=True)

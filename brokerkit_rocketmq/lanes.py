@@ -99,7 +99,7 @@ class Lane:
     async def _read_route(self) -> None:
         routes = self._sending.client.routes
         try:
-            self._adopt(await routes.route(self.topic))
+            self._adopt(await self._sending.route(self.topic))
         except BrokerError as error:
             while self._unplaced:
                 _, call, index = self._unplaced.popleft()

@@ -12,6 +12,7 @@ from brokerkit.errors import BrokerError, BrokerUnavailable, Closed
 from brokerkit.spi import Clock, Timer, wait
 from brokerkit_rocketmq.dialing import Dialer
 from brokerkit_rocketmq.errors import NAME, fresh, is_acl_refusal, refused, unreachable
+from brokerkit_rocketmq.remoting.codes import RequestCode
 from brokerkit_rocketmq.remoting.connection import RemotingConnection
 from brokerkit_rocketmq.remoting.errors import ConnectionLost, NotConnected, RemotingError
 from brokerkit_rocketmq.remoting.frames import Frame
@@ -19,6 +20,9 @@ from brokerkit_rocketmq.remoting.frames import Frame
 __all__ = ["Link", "LinkOptions", "Links", "Probe"]
 
 log = logging.getLogger("brokerkit.rocketmq")
+
+#: Seconds that the answer to a last heartbeat may take.
+_FAREWELL = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class Link:
         self._pulse_due = 0.0
         self._heard_at = 0.0
         self._silence = 0
+        #: Heartbeats that were written.
+        self._unanswered: set[asyncio.Future[Frame]] = set()
 
     # --- using ---
 
@@ -163,9 +169,8 @@ class Link:
     async def _dial(self) -> RemotingConnection:
         """A server counts as reached when it has answered: a frozen one still takes connections."""
         connection = await self._dialer.dial(self.address, server_name=self._server_name)
-        probe = self._probe()
         try:
-            frame = await connection.call(probe.code, probe.fields, probe.body, timeout=self._dialer.options.timeout)
+            frame = await self.introduce(connection, self._dialer.options.timeout)
             if is_acl_refusal(frame):
                 raise refused(frame, f"connecting to {self.address}")
             if connection.error is not None:
@@ -173,10 +178,38 @@ class Link:
         except RemotingError as exc:
             connection.abort()
             raise unreachable(exc, self.address) from exc
+        except asyncio.CancelledError:
+            try:
+                await self._answered()
+            finally:
+                connection.abort()
+            raise
         except BaseException:
             connection.abort()
             raise
         return connection
+
+    async def introduce(self, connection: RemotingConnection, timeout: float) -> Frame:
+        """Send the probe on a connection of this link and return its answer; raise `RemotingError`."""
+        # It is waited for at the end, even if nobody does any more.
+        return await asyncio.shield(self._greet(connection, timeout))
+
+    def _greet(self, connection: RemotingConnection, timeout: float) -> asyncio.Future[Frame]:
+        probe = self._probe()
+        answer = connection.request(probe.code, probe.fields, probe.body, timeout=timeout)
+        if probe.code == RequestCode.HEART_BEAT:
+            self._unanswered.add(answer)
+            answer.add_done_callback(self._unanswered.discard)
+        return answer
+
+    async def _answered(self) -> None:
+        """Return when the broker has handled our heartbeats, or after two seconds.
+
+        One that it handles after the end of its connection makes us a member again, who takes part in sharing out
+        queues until the broker drops him two minutes later.
+        """
+        if self._unanswered:
+            await wait(self._clock, asyncio.gather(*self._unanswered, return_exceptions=True), _FAREWELL)
 
     def _back_off(self) -> None:
         options = self._options
@@ -247,8 +280,7 @@ class Link:
             connection.abort(ConnectionLost(f"nothing was heard from {self.address} for {seconds}"))
             return
         if self._silence == 3:
-            probe = self._probe()
-            connection.request(probe.code, probe.fields, probe.body, timeout=2 * self._options.heartbeat)
+            self._greet(connection, 2 * self._options.heartbeat)
         self._schedule_pulse()
 
     # --- ending ---
@@ -263,6 +295,7 @@ class Link:
         self._end_pulse()
         connection = self.current
         if connection is not None:
+            await self._answered()
             await connection.aclose()
             self.current = None
         self.listeners.clear()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from brokerkit.errors import BrokerError, BrokerUnavailable
+from brokerkit.spi import wait
 from brokerkit_rocketmq.errors import NAME, refused
 from brokerkit_rocketmq.remoting.bodies import BadBody, parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
@@ -36,6 +37,10 @@ _LOOK = 0.1
 _LEAST_LOOK = 0.01
 #: Seconds for one request.
 _TIMEOUT = 5.0
+#: Seconds after which a member that is gone holds no lock any more.
+_GONE = 70.0
+#: Seconds that the end waits for locks that nobody needs any more to be given back.
+_FAREWELL = 2.0
 
 
 class Locks:
@@ -58,23 +63,32 @@ class Locks:
         self._longest_look = max(pause, _LEAST_LOOK)
         #: Monotonic time of the last renewal.
         self._held: dict[MessageQueue, float] = {}
-        #: Client ids of members that were seen once and are gone.
-        self._gone: set[str] = set()
+        #: Client ids of members that were seen once and are gone, and since when; monotonic.
+        self._gone: dict[str, float] = {}
         self._seen: set[str] = set()
         self._renewing: asyncio.Task[None] | None = None
+        #: Give back what was asked for and is not wanted any more.
+        self._undoing: dict[MessageQueue, asyncio.Task[None]] = {}
 
     def members(self, members: Iterable[str]) -> None:
         """Note who is in the group now: locks of those who left can be taken from them."""
         present = set(members)
-        self._gone = (self._gone | self._seen) - present
+        now = self._clock.monotonic()
+        gone = dict.fromkeys(self._seen - present, now)
+        gone |= {one: since for one, since in self._gone.items() if one not in present and now - since < _GONE}
+        self._gone = gone
         self._seen = present
 
     async def acquire(self, queue: MessageQueue) -> None:
         """Return when the queue is locked by us.  Raise `BrokerError`."""
         pause = min(_LOOK, self._longest_look)
+        undoing = self._undoing.get(queue)
+        if undoing is not None:
+            # A broker handles what comes together in any order.
+            await asyncio.wait((undoing,))
         while True:
             asked = self._clock.monotonic()
-            if queue in await self._lock(queue.broker, [queue]):
+            if queue in await self._ask(queue):
                 self._held[queue] = asked
                 if self._renewing is None:
                     self._renewing = asyncio.get_running_loop().create_task(
@@ -82,10 +96,31 @@ class Locks:
                     )
                 return
             # A member that crashed holds its locks for a minute.
-            for client_id in tuple(self._gone):
-                await self._unlock(queue.broker, [queue], client_id)
+            for client_id, since in tuple(self._gone.items()):
+                if asked - since < _GONE:
+                    await self._unlock(queue.broker, [queue], client_id)
             await self._clock.sleep(pause)
             pause = min(pause * 1.5, self._longest_look)
+
+    async def _ask(self, queue: MessageQueue) -> set[MessageQueue]:
+        request = asyncio.ensure_future(self._lock(queue.broker, [queue]))
+        try:
+            return await asyncio.shield(request)
+        except asyncio.CancelledError:
+            # It may be granted all the same, and renewed by nobody it would still be in the way of others.
+            self._undoing[queue] = asyncio.get_running_loop().create_task(
+                self._undo(queue, request), name=f"brokerkit-rocketmq-unlock-{self._source.native_group}"
+            )
+            raise
+
+    async def _undo(self, queue: MessageQueue, request: asyncio.Future[set[MessageQueue]]) -> None:
+        try:
+            if queue in await request:
+                await self._unlock(queue.broker, [queue], self._client.client_id)
+        except BrokerError as error:
+            log.info("queue %d of %s may stay locked for a minute: %s", queue.queue_id, queue.topic, error)
+        finally:
+            self._undoing.pop(queue, None)
 
     async def release(self, queues: Iterable[MessageQueue]) -> None:
         """Unlock; where the broker cannot be told the lock ends by itself."""
@@ -97,33 +132,55 @@ class Locks:
             except BrokerError as error:
                 log.info("queues on %s stay locked for a minute: %s", broker, error)
 
-    def forget(self, queue: MessageQueue) -> None:
-        """Count on a lock no more, without unlocking."""
-        self._held.pop(queue, None)
+    @property
+    def held(self) -> frozenset[MessageQueue]:
+        """The queues that are locked by us, as far as is known."""
+        return frozenset(self._held)
 
-    def close(self) -> None:
-        """Renew nothing more."""
+    async def aclose(self) -> None:
+        """Renew nothing more, and return when what is given back at the moment is."""
+        tasks = [*self._undoing.values()]
+        if tasks:
+            await wait(self._clock, asyncio.gather(*tasks, return_exceptions=True), _FAREWELL)
         if self._renewing is not None:
             self._renewing.cancel()
+            tasks.append(self._renewing)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _renew(self) -> None:
         while True:
             await self._clock.sleep(_RENEWAL)
             for broker, queues in _by_broker(self._held).items():
-                asked = self._clock.monotonic()
                 try:
-                    locked = await self._lock(broker, queues)
-                except BrokerError as error:
-                    log.info("locks on %s were not renewed: %s", broker, error)
-                    lost = [queue for queue in queues if asked - self._held.get(queue, asked) > _LIFE - _RENEWAL / 2]
-                else:
-                    lost = [queue for queue in queues if queue not in locked]
-                    for queue in locked & self._held.keys():
-                        self._held[queue] = asked
-                for queue in lost:
-                    if self._held.pop(queue, None) is not None:
-                        log.warning("the lock of queue %d of %s on %s is lost", queue.queue_id, queue.topic, broker)
-                        self._on_lost(queue)
+                    await self._renew_on(broker, queues)
+                except Exception:
+                    # A fault of ours: without this task the locks would end, and others read what we read.
+                    log.exception("locks on %s were not renewed, it is tried again", broker)
+                    self._lose_old(queues, self._clock.monotonic())
+
+    async def _renew_on(self, broker: str, queues: list[MessageQueue]) -> None:
+        asked = self._clock.monotonic()
+        try:
+            locked = await self._lock(broker, queues)
+        except BrokerError as error:
+            log.info("locks on %s were not renewed: %s", broker, error)
+            self._lose_old(queues, asked)
+            return
+        for queue in locked & self._held.keys():
+            self._held[queue] = asked
+        self._lose([queue for queue in queues if queue not in locked])
+
+    def _lose_old(self, queues: Iterable[MessageQueue], now: float) -> None:
+        """The next renewal would come too late for these."""
+        self._lose([queue for queue in queues if now - self._held.get(queue, now) > _LIFE - _RENEWAL / 2])
+
+    def _lose(self, queues: Iterable[MessageQueue]) -> None:
+        for queue in queues:
+            if self._held.pop(queue, None) is not None:
+                log.warning("the lock of queue %d of %s on %s is lost", queue.queue_id, queue.topic, queue.broker)
+                self._on_lost(queue)
 
     async def _lock(self, broker: str, queues: list[MessageQueue]) -> set[MessageQueue]:
         frame = await self._client.call(

@@ -13,6 +13,7 @@ from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.errors import NAME, refused
 from brokerkit_rocketmq.remoting.bodies import parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
+from brokerkit_rocketmq.remoting.names import DEAD_PREFIX, retry_topic
 from brokerkit_rocketmq.routes import MASTER, Route
 
 __all__ = ["Make", "Making", "brokers_of", "together"]
@@ -145,6 +146,19 @@ class Making:
         await together(self.group(broker, group) for broker in missing)
         await self.topics(Make(broker, native, queues) for broker in missing)
         return await self.visible(native, missing)
+
+    async def missing(self, native: str) -> None:
+        """Make a topic that a send found missing, where that is ours to do; raise `TopicNotFound` for others.
+
+        It is for the dead letters of a group that exists: members of other libraries leave them to the broker, which
+        makes their topic with the first one.
+        """
+        group = native.removeprefix(DEAD_PREFIX)
+        if group == native or await self.route(retry_topic(group)) is None:
+            raise TopicNotFound("the topic does not exist", topic=native, backend=NAME)
+        masters = await self.masters()
+        await self.topics((Make(broker, native, 1) for broker in masters), native)
+        await self.visible(native, masters)
 
     # --- deleting ---
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from brokerkit.errors import BrokerError
 from brokerkit_rocketmq.errors import refused
+from brokerkit_rocketmq.making import Making
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Offsets", "both", "offset_fields"]
 
 log = logging.getLogger("brokerkit.rocketmq")
+
+#: Seconds until a broker that kept no marks is tried again.
+_DOUBT = 60.0
 
 
 def offset_fields(group: str, queue: MessageQueue, offset: int) -> dict[str, str]:
@@ -37,8 +41,15 @@ class Offsets:
     def __init__(self, client: Client, source: Source) -> None:
         self._client = client
         self._source = source
-        #: Whether marks are kept: not where the broker refuses them.
-        self.marking = source.shadow_group is not None
+        #: Brokers that refuse marks, and until when they are not asked again; monotonic.
+        self._doubtful: dict[str, float] = {}
+
+    def marks(self, broker: str) -> bool:
+        """Return whether marks are kept on a broker: not where it refuses them."""
+        if self._source.shadow_group is None:
+            return False
+        until = self._doubtful.get(broker) if self._doubtful else None
+        return until is None or self._client.clock.monotonic() >= until
 
     # --- what the group has done ---
 
@@ -58,35 +69,47 @@ class Offsets:
     async def mark(self, queue: MessageQueue) -> int | None:
         """Return the offset below which messages were handed out; None when that is not recorded."""
         group = self._source.shadow_group
-        if not self.marking or group is None:
+        if group is None or not self.marks(queue.broker):
             return None
         try:
             return await self._query(group, queue)
         except BrokerError as error:
-            self._doubt(error)
+            self._doubt(queue.broker, error)
             return None
 
-    def _doubt(self, error: BrokerError) -> None:
-        """Keep no marks where the broker never will; raise what may pass."""
+    def _doubt(self, broker: str, error: BrokerError) -> None:
+        """Keep no marks where the broker does not; raise what may pass."""
         if error.retryable:
             raise error
-        log.info("redelivered messages of %s are not recognised: %s", self._source.native_group, error)
-        self.marking = False
+        log.info("redelivered messages of %s on %s are not recognised: %s", self._source.native_group, broker, error)
+        self._doubtful[broker] = self._client.clock.monotonic() + _DOUBT
 
     async def try_mark(self, queue: MessageQueue, offset: int) -> None:
         """Record that messages below ``offset`` were handed out; where the broker refuses it nothing is marked."""
         group = self._source.shadow_group
-        if not self.marking or group is None:
+        broker = queue.broker
+        if group is None or not self.marks(broker):
             return
         fields = offset_fields(group, queue, offset)
-        frame = await self._client.call(queue.broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
+        frame = await self._client.call(broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
+        if frame.code == ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST:
+            # 5.x says so on a broker that came after the group was declared.
+            try:
+                await Making(self._client, self._client.options.timeout).group(broker, group, self._source.topic)
+            except BrokerError as error:
+                self._doubt(broker, error)
+                return
+            frame = await self._client.call(broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
         if frame.code != ResponseCode.SUCCESS:
-            self._doubt(refused(frame, f"marking what was handed out of {queue.topic}", topic=self._source.topic))
+            what = f"marking what was handed out of {queue.topic}"
+            self._doubt(broker, refused(frame, what, topic=self._source.topic))
+        else:
+            self._doubtful.pop(broker, None)
 
     def mark_soon(self, connection: RemotingConnection, queue: MessageQueue, offset: int) -> None:
         """Record it with the next write, before anything that is written later."""
         group = self._source.shadow_group
-        if self.marking and group is not None:
+        if group is not None and self.marks(queue.broker):
             connection.send_oneway(RequestCode.UPDATE_CONSUMER_OFFSET, offset_fields(group, queue, offset))
 
     # --- the queue ---

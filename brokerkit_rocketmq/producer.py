@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -57,15 +57,19 @@ class RocketMQProducer:
         group: str,
         clock: Clock,
         on_close: Callable[[RocketMQProducer], None],
+        missing: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """``group`` is the producer group that brokers are told."""
+        """
+        group:   the producer group that brokers are told
+        missing: makes the native topic that a send found missing, or raises `BrokerError`
+        """
         self._names = names
         self._limits = limits
         self._clock = clock
         self._on_close = on_close
         self._outlets = Outlets(client, clock, timeout=limits.attempt_timeout, window=limits.window)
         most_bytes = min(MOST_BYTES, limits.max_message_size)
-        self._sending = Sending(client, codec, self._outlets, clock, group, most_bytes)
+        self._sending = Sending(client, codec, self._outlets, clock, group, most_bytes, missing)
         self._closed = False
         #: By topic and whether an order is kept and an answer waited for.
         self._lanes: dict[tuple[str, bool, bool], Lane] = {}

@@ -44,6 +44,11 @@ class Progress(Generic[M]):
         """The smallest offset that is not settled: where a reader goes on that knows only the broker's number."""
         return self._order[0] if self._order else self.next
 
+    @property
+    def span(self) -> int:
+        """How many fetched offsets are remembered: from the smallest that is not settled to the last one."""
+        return len(self._order)
+
     def fetch(self, offsets: Iterable[int], following: int) -> list[int]:
         """Note what was fetched, ascending, and where to go on; return what is to be handed out.
 

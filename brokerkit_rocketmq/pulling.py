@@ -47,6 +47,9 @@ _RESET = "OFFSET_RESET"
 _CHECK_CLIENT_CONFIG = 46
 #: Bytes of one queue that may wait here when a pull is sent.
 _MOST_BYTES = 1 << 20
+#: Messages of one queue from the oldest unsettled one on, besides what the application may hold: what is settled above
+#: that one is remembered here, and comes again after a crash (``consumeConcurrentlyMaxSpan``).
+_MOST_SPAN = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class PullLimits:
     most: int = 32
     #: The same in bytes.
     most_bytes: int = _MOST_BYTES
+    #: Messages from the oldest unsettled one on, settled or not, that may have been fetched when a pull is sent.
+    span: int = _MOST_SPAN
     #: Seconds between two pulls.
     interval: float = 0.0
 
@@ -68,6 +73,7 @@ class PullLimits:
             not self.interval
             and len(reader.buffer) + self.batch <= self.most
             and reader.buffered + len(arriving) <= self.most_bytes
+            and reader.progress.span + self.batch < self.span
         )
 
     @classmethod
@@ -80,6 +86,7 @@ class PullLimits:
             most=min(settings.pull_threshold_messages, max(batch, prefetch // 4)),
             most_bytes=min(settings.pull_threshold_bytes, _MOST_BYTES),
             interval=settings.pull_interval / 1000,
+            span=_MOST_SPAN + prefetch,
         )
 
 
@@ -183,7 +190,9 @@ class Puller:
         try:
             while True:
                 if request is None:
-                    await reader.room(limits.most, limits.most_bytes)
+                    if reader.progress.span >= limits.span:
+                        self._warn(reader)
+                    await reader.room(limits.most, limits.most_bytes, limits.span)
                     if limits.interval:
                         await self._clock.sleep(limits.interval)
                     if connection.error is not None or not work.stays:
@@ -212,6 +221,17 @@ class Puller:
         finally:
             if request is not None:
                 request.cancel()
+
+    def _warn(self, reader: Reader) -> None:
+        queue, progress = reader.queue, reader.progress
+        log.warning(
+            "queue %d of %s on %s is read on when the message at offset %d is settled: %d after it are fetched",
+            queue.queue_id,
+            queue.topic,
+            queue.broker,
+            progress.low,
+            progress.span,
+        )
 
     def _pull(self, connection: RemotingConnection, work: _Work, offset: int) -> asyncio.Future[Frame]:
         work.asked = self._clock.monotonic()

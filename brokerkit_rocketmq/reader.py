@@ -25,6 +25,7 @@ class Reader:
 
     __slots__ = (
         "_emptied",
+        "_narrow",
         "_room",
         "buffer",
         "buffered",
@@ -35,12 +36,15 @@ class Reader:
         "live",
         "progress",
         "queue",
+        "start",
         "waiting",
     )
 
     def __init__(self, queue: MessageQueue, progress: Progress[StoredMessage], home: RemotingConnection) -> None:
         self.queue = queue
         self.progress = progress
+        #: Where it began: everything below was settled before.
+        self.start = progress.low
         #: The connection that it began on; when that is lost, the broker gives the queue to others.
         self.home = home
         #: Whether what was handed out may be settled.
@@ -56,8 +60,15 @@ class Reader:
         self.checked = 0.0
         #: Whether it is in the consumer's list of readers with messages.
         self.waiting = False
+        #: The span below which messages may be fetched again; 0: that is not what is waited for.
+        self._narrow = 0
         self._room: asyncio.Future[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something was settled that the broker has not been told."""
+        return self.progress.low > max(self.start, self.committed)
 
     # --- filling and emptying the buffer ---
 
@@ -136,11 +147,13 @@ class Reader:
 
     # --- waiting ---
 
-    async def room(self, most: int, most_bytes: int) -> None:
-        """Return when the buffer holds at most so many messages and bytes."""
-        while len(self.buffer) > most or self.buffered > most_bytes:
+    async def room(self, most: int, most_bytes: int, span: int) -> None:
+        """Return when the buffer holds at most so many messages and bytes, and `Progress.span` is below ``span``."""
+        while len(self.buffer) > most or self.buffered > most_bytes or self.progress.span >= span:
+            self._narrow = span if self.progress.span >= span else 0
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+        self._narrow = 0
 
     def emptied(self) -> asyncio.Future[None]:
         """Return what is done when nothing is handed out any more; `settled` must be called after settlements."""
@@ -156,6 +169,8 @@ class Reader:
 
     def settled(self) -> None:
         """Note that something was settled or given back."""
+        if self._narrow and self.progress.span < self._narrow and self._room is not None and not self._room.done():
+            self._room.set_result(None)
         emptied = self._emptied
         if emptied is not None and not self.progress.handed and not emptied.done():
             emptied.set_result(None)

@@ -53,8 +53,6 @@ class Route:
     readable: tuple[MessageQueue, ...]
     #: Queues that can be written, in their order: those of brokers with a master.
     writable: tuple[MessageQueue, ...]
-    #: What the NameServer says of an ordered topic, such as ``broker-a:4;broker-b:4``; None for most.
-    order_conf: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -246,13 +244,21 @@ class Routes:
                 if entry.reading is None and not entry.watchers and now - entry.used > _IN_USE:
                     del self._entries[topic]
                 elif entry.due <= now and entry.reading is None:
-                    outcome = await self._read(topic, entry)
-                    if isinstance(outcome, BrokerError):
-                        log.debug("the route of %s was not read: %s", topic, outcome)
+                    await self._look(topic, entry)
             now = self._clock.monotonic()
             self._wake = asyncio.get_running_loop().create_future()
             pause = min((entry.due for entry in self._entries.values()), default=now + self._interval) - now
             await wait(self._clock, self._wake, max(pause, 0.01))
+
+    async def _look(self, topic: str, entry: _Entry) -> None:
+        try:
+            outcome = await self._read(topic, entry)
+        except Exception:
+            # A fault of ours, maybe in one who watches: without this task no change would be noticed any more.
+            log.exception("the route of %s was not read, it is tried again", topic)
+            return
+        if isinstance(outcome, BrokerError):
+            log.debug("the route of %s was not read: %s", topic, outcome)
 
 
 def parse_route(topic: str, frame: Frame) -> Route:
@@ -274,10 +280,9 @@ def parse_route(topic: str, frame: Frame) -> Route:
                 readable.extend(MessageQueue(topic, name, number) for number in range(int(queue["readQueueNums"])))
             if perm & _WRITE and MASTER in ids:
                 writable.extend(MessageQueue(topic, name, number) for number in range(int(queue["writeQueueNums"])))
-        order = data.get("orderTopicConf") or None
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise _unreadable(f"for the route of {topic!r}", exc) from exc
-    return Route(topic, brokers, tuple(sorted(readable)), tuple(sorted(writable)), order)
+    return Route(topic, brokers, tuple(sorted(readable)), tuple(sorted(writable)))
 
 
 def parse_brokers(frame: Frame) -> dict[str, dict[int, str]]:

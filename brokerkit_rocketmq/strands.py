@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from brokerkit.errors import AccessRefused, BrokerError, SendRefused
+from brokerkit.errors import AccessRefused, BrokerError, SendRefused, TopicNotFound
 from brokerkit.spi import Clock
 from brokerkit_rocketmq.batching import MOST_MESSAGES, Parcel, pack
 from brokerkit_rocketmq.calls import Entry
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from brokerkit_rocketmq.outlets import Outlet, Outlets
     from brokerkit_rocketmq.queue_choice import Fixed, Rotation
     from brokerkit_rocketmq.remoting.frames import Frame
-    from brokerkit_rocketmq.routes import MessageQueue
+    from brokerkit_rocketmq.routes import MessageQueue, Route
 
 __all__ = ["Sending", "Strand"]
 
@@ -47,6 +47,19 @@ class Sending:
     group: str
     #: Bytes of a batch.
     most_bytes: int
+    #: Makes a topic that does not exist, or raises `BrokerError`; called with its native name.
+    missing: Callable[[str], Awaitable[None]] | None = None
+
+    async def route(self, topic: str, *, refresh: bool = False) -> Route:
+        """Return the route of a topic, which is made where it is missing and that is allowed; raise `BrokerError`."""
+        routes = self.client.routes
+        try:
+            return await routes.route(topic, refresh=refresh)
+        except TopicNotFound:
+            if self.missing is None:
+                raise
+        await self.missing(topic)
+        return await routes.route(topic)
 
 
 class Strand:
@@ -206,7 +219,7 @@ class Strand:
     async def _read_again(self, parcel: Parcel) -> None:
         """Send it once more if there is such a topic now, maybe on other brokers."""
         try:
-            await self._sending.client.routes.route(self._topic, refresh=True)
+            await self._sending.route(self._topic, refresh=True)
         except BrokerError as error:
             self._fail(parcel, error)
         else:

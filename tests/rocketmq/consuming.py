@@ -234,6 +234,7 @@ async def consuming(
         group="tests",
         clock=CLOCK,
         on_close=lambda _: None,
+        missing=making.missing,
     )
     await client.open()
     scene = Scene(client, options, settings, names, codec, topology, producer, name, Asking(client, 20.0), topics)

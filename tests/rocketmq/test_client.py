@@ -14,7 +14,7 @@ from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.addresses import Address, parse_address
 from brokerkit_rocketmq.client import Client, ClientOptions
 from brokerkit_rocketmq.dialing import DialOptions
-from brokerkit_rocketmq.registrations import Subscription
+from brokerkit_rocketmq.registrations import Registration, Subscription
 from brokerkit_rocketmq.remoting.bodies import parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 from brokerkit_rocketmq.remoting.frames import Frame
@@ -321,3 +321,9 @@ async def test_members_tell_their_offsets(rocketmq_old: RocketMQControl) -> None
         table = parse_body(frame.body)["consumerTable"]
         ((key, value),) = table[client.client_id].items()
         assert dict(key) == {"topic": topic, "brokerName": "broker-a", "queueId": 0} and value == 5
+
+
+async def test_a_membership_that_no_broker_is_told_of_is_refused(rocketmq: RocketMQControl) -> None:
+    async with a_client(rocketmq) as client:
+        with pytest.raises(BrokerUnavailable, match="no broker has a topic of group"):
+            await client.register_consumer(Registration(group=a_name("g"), subscriptions=()))

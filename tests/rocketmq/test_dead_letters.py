@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from brokerkit.errors import BrokerUnavailable, Closed, TopicNotFound
+from brokerkit.errors import AccessRefused, BrokerUnavailable, Closed, TopicNotFound
 from brokerkit.spi import Inbound, Outbound, ToDead, TopicSpec
 from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit_rocketmq.producer import Limits, RocketMQProducer
 from brokerkit_rocketmq.remoting.properties import encode_properties
-from tests.rocketmq.administration import Scene, a_topic, administering
+from tests.rocketmq.administration import CLOCK, Scene, a_topic, administering
+from tests.rocketmq.servers import WORKER
 
 
 async def bury(scene: Scene, topic: TopicSpec, *numbers: int, body: bytes = b"x") -> None:
@@ -224,3 +228,71 @@ async def test_a_group_whose_dead_letters_were_never_stored_has_none(rocketmq: R
         async with scene.taking(topic.name, "work") as reader:
             assert await reader.receive(10, 1.0) == []
         assert (await scene.figures.stats(topic.name, "work")).dead == 0
+
+
+# --- a topic that is missing ---
+
+
+@asynccontextmanager
+async def sender(scene: Scene) -> AsyncIterator[RocketMQProducer]:
+    producer = RocketMQProducer(
+        scene.client,
+        scene.names,
+        scene.codec,
+        Limits(attempt_timeout=30.0, max_message_size=4 << 20),
+        group="tests",
+        clock=CLOCK,
+        on_close=lambda _: None,
+        missing=scene.making.missing,
+    )
+    try:
+        yield producer
+    finally:
+        await producer.aclose()
+
+
+def a_letter(topic: TopicSpec, number: int) -> Outbound:
+    return Outbound(destination=ToDead(topic.name, "work"), body=b"x", message_id=f"d-{number}")
+
+
+async def test_the_topic_of_a_group_that_somebody_else_made_comes_with_the_first_letter(
+    rocketmq: RocketMQControl,
+) -> None:
+    """Java leaves it to the broker, which makes it when a member gives up a message."""
+    topic = a_topic("work")
+    async with administering(rocketmq) as scene, sender(scene) as producer:
+        await scene.declare(topic)
+        native = scene.names.dead(topic.name, "work")
+        masters = await scene.making.masters()
+        for number in range(2):
+            # The second time the producer has a route that is wrong.
+            await scene.making.delete_topics([native], masters)
+            outcomes = await producer.send([a_letter(topic, 2 * number), a_letter(topic, 2 * number + 1)])
+            assert outcomes == [None, None]
+            assert sorted(filter(None, await browsed(scene, topic))) == d(2 * number, 2 * number + 1)
+        route = await scene.making.route(native)
+        assert route is not None and len(route.readable) == len(route.writable) == len(masters)
+
+
+async def test_a_letter_to_a_group_that_is_gone_makes_no_topic(rocketmq_old: RocketMQControl) -> None:
+    topic = a_topic("work")
+    async with administering(rocketmq_old) as scene, sender(scene) as producer:
+        await scene.declare(topic)
+        await scene.topology.delete(topic.name, "work")
+        (outcome,) = await producer.send([a_letter(topic, 0)])
+        assert isinstance(outcome, TopicNotFound)
+        assert await scene.making.route(scene.names.dead(topic.name, "work")) is None
+
+
+async def test_who_may_not_make_the_topic_is_told_what_to_create(guarded_pair: RocketMQControl) -> None:
+    topic = a_topic("work")
+    async with administering(guarded_pair) as scene:
+        await scene.declare(topic)
+        native = scene.names.dead(topic.name, "work")
+        await scene.making.delete_topics([native], await scene.making.masters())
+        worker = guarded_pair.address.url(WORKER.login)
+        async with administering(guarded_pair, url=worker) as mine, sender(mine) as producer:
+            mine.topics[topic.name] = topic
+            (outcome,) = await producer.send([a_letter(topic, 0)])
+    assert isinstance(outcome, AccessRefused)
+    assert f"mqadmin updateTopic -t '{native}' -r 1 -w 1" in str(outcome)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.testing.deadlines import eventually
 from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit_rocketmq.making import Making
+from brokerkit_rocketmq.pulling import PullLimits
 from tests.rocketmq.consuming import LONG, bodies, consuming, take
 
 
@@ -83,3 +88,70 @@ async def test_a_queue_without_an_offset_is_read_from_its_beginning(rocketmq: Ro
             return await scene.committed() == [1, 0]
 
         await eventually(is_known, within=LONG, what="an offset for the new queue")
+
+
+async def test_settled_does_not_claim_what_was_lost_with_the_connection(rocketmq_old: RocketMQControl) -> None:
+    async with consuming(rocketmq_old, queues=1) as scene, scene.proxy() as proxy:
+        await scene.put(0, b"a", b"b")
+        consumer = await scene.consume(through=proxy)
+        messages = await take(consumer, 2)
+        proxy.refuse()
+        await consumer.ack(messages)
+        proxy.reset()
+        with pytest.raises(BrokerUnavailable):
+            await consumer.settled()
+        await eventually(lambda: not consumer.live(messages[0]), within=LONG)
+        with pytest.raises(BrokerUnavailable, match="had not reached"):
+            await consumer.settled()
+        proxy.accept()
+
+        async def is_settled() -> bool:
+            try:
+                await consumer.settled()
+            except BrokerError:
+                return False
+            return True
+
+        await eventually(is_settled, within=LONG, what="what was settled before the loss, committed after it")
+        assert await scene.committed() == [2]
+
+
+async def test_one_message_that_is_not_settled_bounds_what_is_remembered_above_it(
+    rocketmq_old: RocketMQControl,
+) -> None:
+    async with consuming(rocketmq_old, queues=1) as scene:
+        everything = [b"%02d" % number for number in range(90)]
+        await scene.put(0, *everything)
+        consumer = await scene.consume(limits=PullLimits(batch=8, most=8, span=30), prefetch=20)
+        (stuck,) = await take(consumer, 1)
+        came = [stuck]
+        while messages := await consumer.receive(20, 3.0):
+            await consumer.ack(messages)
+            came += messages
+        reader, _ = stuck.token
+        assert 30 <= len(came) <= 30 + 8
+        assert reader.progress.span == len(came)
+        await consumer.ack([stuck])
+        while len(came) < len(everything):
+            messages = await take(consumer, 1)
+            await consumer.ack(messages)
+            came += messages
+        assert bodies(came) == everything
+        await scene.all_committed()
+
+
+async def test_marks_are_kept_on_a_broker_that_did_not_know_their_group(rocketmq: RocketMQControl) -> None:
+    """As on one that was added after the group was declared; 5.x refuses the offsets of groups it does not know."""
+    async with consuming(rocketmq, queues=1) as scene:
+        making = Making(scene.client, LONG)
+        shadow = scene.names.shadow(scene.topic, "g")
+        await making.delete_groups([shadow], await making.masters())
+        await scene.put(0, b"a", b"b")
+        consumer = await scene.consume()
+        (message, _) = await take(consumer, 2)
+        assert message.redelivered is False
+
+        async def is_marked() -> bool:
+            return await scene.marked() == [2]
+
+        await eventually(is_marked, within=LONG, what="the mark")

@@ -14,7 +14,7 @@ from brokerkit.clock import SystemClock
 from brokerkit.errors import BrokerUnavailable, Closed, ConfigurationError, TopicNotFound
 from brokerkit.testing import FaultProxy, VirtualClock, eventually
 from brokerkit.testing.services.rocketmq import RocketMQControl
-from brokerkit_rocketmq.addresses import Address, parse_address, parse_addresses
+from brokerkit_rocketmq.addresses import Address, parse_address
 from brokerkit_rocketmq.dialing import Dialer, DialOptions
 from brokerkit_rocketmq.links import Links
 from brokerkit_rocketmq.name_servers import NAME_SERVER_PROBE, NameServers
@@ -29,18 +29,18 @@ from tests.rocketmq.test_links import free_address
 
 
 @pytest.mark.parametrize(
-    ("text", "addresses"),
+    ("text", "address"),
     [
-        ("a:9876;b:9877", [("a", 9876), ("b", 9877)]),
-        ("a:9876, b ;; c:1,", [("a", 9876), ("b", 9876), ("c", 1)]),
-        ("localhost", [("localhost", 9876)]),
-        ("[::1]:7;::1;[fe80::2]", [("::1", 7), ("::1", 9876), ("fe80::2", 9876)]),
-        ("a:1;a:1;a:2", [("a", 1), ("a", 2)]),
-        ("", []),
+        ("a:9877", ("a", 9877)),
+        (" b ", ("b", 9876)),
+        ("localhost", ("localhost", 9876)),
+        ("[::1]:7", ("::1", 7)),
+        ("::1", ("::1", 9876)),
+        ("[fe80::2]", ("fe80::2", 9876)),
     ],
 )
-def test_a_list_of_name_servers_is_read(text: str, addresses: list[tuple[str, int]]) -> None:
-    assert parse_addresses(text) == tuple(Address(*address) for address in addresses)
+def test_an_address_of_a_name_server_may_go_without_a_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text, 9876) == Address(*address)
 
 
 def test_an_address_of_a_broker_has_a_port_after_its_last_colon() -> None:
@@ -98,7 +98,6 @@ def test_a_route_names_what_can_be_read_and_written_in_javas_order() -> None:
             MessageQueue("T", "b-3", 0),
         ),
         (MessageQueue("T", "b-10", 0), MessageQueue("T", "b-10", 1), MessageQueue("T", "b-10", 2)),
-        "b-10:2",
     )
 
 
