@@ -16,6 +16,7 @@ from brokerkit_rocketmq.calls import Entry
 from brokerkit_rocketmq.errors import NAME, fresh, is_stored, refused, unanswered
 from brokerkit_rocketmq.remoting.codes import ResponseCode
 from brokerkit_rocketmq.remoting.errors import Oversized
+from brokerkit_rocketmq.remoting.names import RETRY_PREFIX
 
 if TYPE_CHECKING:
     from brokerkit_rocketmq.client import Client
@@ -80,6 +81,9 @@ class Strand:
         self.on_over: Callable[[], None] | None = None
         self._topic = topic
         self._sending = sending
+        #: The group that sends.  For a retry it is the group itself: the ACL of 4.9 looks at the sender's permission
+        #: for its own retry topic (PlainAccessValidator), and who handles has that one.
+        self._sender = topic.removeprefix(RETRY_PREFIX) if topic.startswith(RETRY_PREFIX) else sending.group
         self._ordered = ordered
         self._oneway = oneway
         #: What was refused in company or by an old route, and is tried once more before all else, one by one.
@@ -126,7 +130,7 @@ class Strand:
         if connection is None:
             raise RuntimeError(f"{outlet.name} was chosen without a connection")
         self._in_company = parcel.is_batch
-        fields = parcel.fields(sending.group, queue.queue_id)
+        fields = parcel.fields(self._sender, queue.queue_id)
         if self._oneway:
             try:
                 connection.send_oneway(parcel.code, fields, parcel.body)

@@ -25,18 +25,14 @@ def account(name: str, topics: Mapping[str, str], groups: Mapping[str, str] | No
 
 def accounts(old: bool) -> dict[str, RocketMQAccount]:
     read = "SUB" if old else "SUB|GET"
-    # 4.9 takes the group of the producer for the one whose retry topic is written.
-    producer = {"brokerkit": "SUB"} if old else {}
     return {
         "sender": account("sender", {TOPIC: "PUB"}),
         "asker": account("asker", {TOPIC: "PUB", INBOX: read}, {INBOX: "SUB"}),
-        "worker": account(
-            "worker", {TOPIC: read, DEAD: "PUB", INBOX: "PUB"}, {GROUP: read, f"{GROUP}||h": "SUB", **producer}
-        ),
+        "worker": account("worker", {TOPIC: read, DEAD: "PUB", INBOX: "PUB"}, {GROUP: read, f"{GROUP}||h": "SUB"}),
         "reader": account(
             "reader",
             {DEAD: "PUB|SUB" if old else "PUB|SUB|GET"},
-            {f"{GROUP}||dead": read, **(producer or {GROUP: "SUB"})},
+            {f"{GROUP}||dead": read, GROUP: "SUB"},
         ),
         "listener": account("listener", {TOPIC: read}, {f"{GROUP}||b": "SUB"}),
         "observer": account(
