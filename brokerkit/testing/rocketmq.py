@@ -42,7 +42,7 @@ class RocketMQUrlHarness(Harness):
     refused send by a layer around the backend, as a broker refuses all topics or none (4.9.4).
     """
 
-    timing = Timing(redelivery=5.0, rebalance=5.0, delay_tolerance=2.0, settle=0.5, reconnect=20.0, per_message=0.05)
+    timing = Timing(redelivery=5.0, rebalance=35.0, delay_tolerance=2.0, settle=0.5, reconnect=20.0, per_message=0.05)
 
     def __init__(self, backend: Backend, url: str) -> None:
         """Raise `ConfigurationError` for a text that is no URL."""
