@@ -78,11 +78,12 @@ async def test_a_consumer_whose_queue_is_gone_says_so_and_ignores_its_late_ackno
         await consumer.release(held)
         assert consumer.stale == 6
         await consumer.aclose()
+        # Not at the end: who consumes a quorum queue that was just declared may lose it to 541 (decision 27).
+        assert consuming_link(connection).epoch == 1, "the connection was lost"
         await connection.declare(ORDERS, ORDERS.groups["work"])
         consumer = await connection.open_consumer(WORK)
         await send(connection, made(ledger, 5), ledger)
         await take(consumer, 5, ledger)
-        assert consuming_link(connection).epoch == 1, "the connection was lost"
     await balanced(ledger, doubled=0)
 
 
