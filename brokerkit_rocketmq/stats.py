@@ -130,6 +130,8 @@ class Figures:
         """Return where the group is now; raise `TopicNotFound` when it is missing."""
         names, making = self._names, self._making
         route = await self._topology.require(topic, group)
+        # What was sent before the question counts.
+        await making.asking.caught_up(brokers_of(route))
         native = names.group(topic, group)
         retry, dead = await asyncio.gather(
             making.route(names.retry(topic, group)), making.route(names.dead(topic, group))
