@@ -29,6 +29,7 @@ from brokerkit.spi import (
     Outbound,
     SettleBarrier,
     StartMarks,
+    Trials,
 )
 
 __all__ = ["Consumer"]
@@ -78,6 +79,8 @@ class Consumer:
         self._lease = driver if Capability.LEASE in offers and isinstance(driver, Lease) else None
         self._barrier = driver if isinstance(driver, SettleBarrier) else None
         self._marks = driver if Capability.START_MARKS in offers and isinstance(driver, StartMarks) else None
+        #: Counts starts of suspects; None: the driver does not, or counts all starts.
+        self.trials = driver if self._marks is None and isinstance(driver, Trials) else None
         self.can_delay = Capability.DELAYED_SEND in offers
         self.can_bury = Capability.DEAD_LETTER in offers
         #: Handed out and not settled.

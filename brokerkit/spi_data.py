@@ -129,9 +129,10 @@ class Inbound:
     #: True: it was delivered before.  False: it was not, and that is never wrong.  None: unknown, no suspect.
     redelivered: bool | None = None
     #: With START_MARKS: whether a handler was started on it and neither settled nor released it, i.e. the process
-    #: died or hung.  None: this driver cannot tell started from prefetched; the core then judges by ``redelivered``.
+    #: died or hung.  With `Trials`: whether that may be so.  None: this driver cannot tell; the core then judges by
+    #: ``redelivered``.
     started: bool | None = None
-    #: With START_MARKS: 1 + the number of starts that ended with the process, so it adds to ``bk-attempt``.
+    #: Where ``started`` is not None: 1 + the number of starts that ended with the process; it adds to ``bk-attempt``.
     #: Otherwise the broker's own count of deliveries, where it has one; used only where ``bk-attempt`` is missing.
     native_attempt: int = 1
     #: Why ``body`` is not what was sent but what the broker stored: compressed and the library is missing, or damaged.

@@ -11,7 +11,7 @@ from brokerkit.consumer import Consumer
 from brokerkit.disposition import MAX_HELD_DELAY, Disposition
 from brokerkit.envelope import SUSPECT, attempt_of
 from brokerkit.error_text import clean_text, clean_traceback
-from brokerkit.errors import CapabilityNotSupported, ConfigurationError
+from brokerkit.errors import BrokerError, CapabilityNotSupported, ConfigurationError
 from brokerkit.intake import Intake
 from brokerkit.lanes import Lanes
 from brokerkit.names import TagFilter
@@ -140,6 +140,7 @@ class Subscription:
     def _adopt(self, consumer: Consumer) -> None:
         self.consumer = consumer
         consumer.on_room = self._intake.make_room
+        self._suspects.record = self._record_trial if consumer.trials is not None else None
         worker = self._worker
         self.fate = Disposition(consumer, worker.clock, worker.metrics, worker.hooks, worker.follow_ups, self._resume)
         self.fate.on_sent = self.after
@@ -295,6 +296,20 @@ class Subscription:
         # The next one may take the process down: what this one achieved must have reached the broker before.
         await self.consumer.settle_all()
         self._suspects.settled(suspect)
+
+    async def _record_trial(self, inbound: Inbound) -> bool:
+        """Record the start of a suspect; return whether it may run."""
+        trials = self.consumer.trials
+        try:
+            if trials is not None:
+                await trials.begin_trial(inbound)
+        except BrokerError as error:
+            # Not run without: if the process died of it, nobody would know how often.
+            log.debug("suspect %s of %s:%s is not tried now: %s", inbound.message_id, self.topic, self.group, error)
+            if inbound in self.consumer.unsettled:
+                self.consumer.release(inbound)
+            return False
+        return True
 
     async def _stamp(self, inbound: Inbound) -> bool:
         """Replace a suspect by its stamped copy; return whether a copy is on its way here."""

@@ -1,9 +1,10 @@
 """Messages that were under way when a process crashed (guarantee 4).
 
-One of them may be the poison that caused the crash, so they run one at a time.  Where the backend counts the
-starts that a crash ended (START_MARKS), the count is exact and a suspect simply runs alone.  Elsewhere a message
-that was merely prefetched looks like one that was started; the suspect is then never run itself: its stamped
-copy (attempt + 1) goes to its own group, the original is acknowledged, and the copy runs when it arrives.
+One of them may be the poison that caused the crash, so they run one at a time.  Where the backend counts starts that a
+crash ended, a suspect simply runs alone: START_MARKS counts all starts, so that the count is exact and few are
+suspects; `Trials` counts the starts of suspects, each recorded when it gets its turn.  Elsewhere a message that was
+merely prefetched looks like one that was started; the suspect is then never run itself: its stamped copy (attempt + 1)
+goes to its own group, the original is acknowledged, and the copy runs when it arrives.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspects"]
 
-#: Seconds after which the next suspect gets its turn although the last one was not settled here.
+#: Seconds after which the next suspect gets its turn although the last one, whose start is counted by itself, was not
+#: settled here.
 _PATIENCE = 5.0
 #: The same for a copy that did not arrive here: most likely another process of the group has it.  Where the group
 #: is long it waits for its place, and no patience would be enough.
@@ -43,11 +45,15 @@ class Suspects:
         self._run = run
         self._stamp = stamp
         self._spawn = spawn
+        #: With `Trials`: records that a suspect is started alone, and says whether it may be.
+        self.record: Callable[[Inbound], Awaitable[bool]] | None = None
         self._waiting: deque[Inbound] = deque()
         self._given_back: OrderedDict[str, None] = OrderedDict()
         #: The suspect that has its turn: the delivery that runs, or the id of a copy that is awaited.
         self._running: Inbound | None = None
         self._awaited: str | None = None
+        #: The one that has its turn while its start is being recorded.
+        self._recorded: Inbound | None = None
         #: The awaited copy while its original is not settled: a broker may deliver before it confirms.
         self._early: Inbound | None = None
         self._stamping = False
@@ -102,10 +108,9 @@ class Suspects:
     def take_back(self) -> list[Inbound]:
         """Return the suspects that wait, and forget everything."""
         waiting = list(self._waiting)
-        if self._early is not None:
-            waiting.append(self._early)
+        waiting += [inbound for inbound in (self._recorded, self._early) if inbound is not None]
         self._waiting.clear()
-        self._running = self._awaited = self._early = None
+        self._running = self._awaited = self._recorded = self._early = None
         self._disarm()
         return waiting
 
@@ -113,13 +118,30 @@ class Suspects:
         if self._running is not None or self._awaited is not None or not self._waiting:
             return
         inbound = self._waiting.popleft()
-        if inbound.started is not None:
-            self._running = inbound
-            self._timer = self._clock.call_later(_PATIENCE, self._give_up)
-            self._run(inbound)
-        else:
+        if inbound.started is None:
             self._awaited = inbound.message_id or ""
             self._spawn(self._send_copy(inbound))
+            return
+        self._running = inbound
+        if self.record is not None:
+            self._recorded = inbound
+            self._spawn(self._run_recorded(inbound, self.record))
+        else:
+            self._timer = self._clock.call_later(_PATIENCE, self._give_up)
+            self._run(inbound)
+
+    async def _run_recorded(self, inbound: Inbound, record: Callable[[Inbound], Awaitable[bool]]) -> None:
+        may_run = False
+        try:
+            may_run = await record(inbound)
+        finally:
+            # Everything may have been taken back before this was known.
+            if self._recorded is inbound:
+                self._recorded = None
+                if may_run:
+                    self._run(inbound)
+                else:
+                    self._give_up()
 
     async def _send_copy(self, inbound: Inbound) -> None:
         stamped = False

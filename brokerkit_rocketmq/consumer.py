@@ -24,6 +24,7 @@ from brokerkit_rocketmq.pulling import Puller, PullLimits, check_expression
 if TYPE_CHECKING:
     from brokerkit_rocketmq.client import Client
     from brokerkit_rocketmq.mapping import Codec
+    from brokerkit_rocketmq.progress import Progress
     from brokerkit_rocketmq.reader import Reader
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
@@ -35,6 +36,9 @@ log = logging.getLogger("brokerkit.rocketmq")
 
 #: Seconds that the first queues may take until `open` returns without them.
 _OPENING = 5.0
+
+#: The number of a start, in the headers of copies (brokerkit's envelope).
+_ATTEMPT = "bk-attempt"
 
 #: Stores messages, as `ProducerDriver.send` does.
 Store = Callable[[Sequence[Outbound]], Awaitable[Sequence[BrokerError | None]]]
@@ -185,6 +189,7 @@ class RocketMQConsumer:
         """Hand out up to ``room`` messages, some of each queue in turn."""
         ready = self._ready
         taken: list[Inbound] = []
+        blocked: list[Reader] = []
         while ready and room > 0:
             reader = ready.popleft()
             if not reader.giving or not reader.buffer:
@@ -192,6 +197,9 @@ class RocketMQConsumer:
                 continue
             before = reader.progress.high
             messages = reader.take(room)
+            if not messages:
+                blocked.append(reader)
+                continue
             room -= len(messages)
             if reader.buffer:
                 ready.append(reader)
@@ -199,8 +207,9 @@ class RocketMQConsumer:
                 reader.waiting = False
             if reader.progress.high > before:
                 # Written before any handler can start: what follows it on this connection comes later, too.
-                self._offsets.mark_soon(reader.home, reader.queue, reader.progress.high)
+                self._offsets.mark_soon(reader.home, reader.queue, reader.progress.mark)
             room += self._decode(reader, messages, before, taken)
+        ready.extend(blocked)
         return taken
 
     def _decode(self, reader: Reader, messages: list[StoredMessage], before: int, taken: list[Inbound]) -> int:
@@ -211,7 +220,8 @@ class RocketMQConsumer:
             # The group alone is meant.
             tags = None
         # Below this it may have been delivered before, for all that is known.
-        unknown = reader.progress.doubtful if self._offsets.marks(reader.queue.broker) else sys.maxsize
+        marks = self._offsets.marks(reader.queue.broker)
+        unknown = reader.progress.doubtful if marks else sys.maxsize
         refused = 0
         for stored in messages:
             offset = stored.queue_offset
@@ -222,11 +232,33 @@ class RocketMQConsumer:
                 continue
             inbound = decode(stored, topic, group)
             inbound.token = (reader, offset)
-            inbound.redelivered = True if offset < before else False if offset >= unknown else None
+            if offset < before:
+                inbound.redelivered = True
+                if marks:
+                    self._suspect(inbound, reader.progress, offset)
+            else:
+                inbound.redelivered = False if offset >= unknown else None
             taken.append(inbound)
         if refused and source.shared:
             self._commits.soon(reader)
         return refused
+
+    def _suspect(self, inbound: Inbound, progress: Progress[StoredMessage], offset: int) -> None:
+        """Say of a message that was handed out before whether a process may have died of it, and how often."""
+        # Where the copies of brokerkit have their own count the broker's is the same.
+        times = 1 if _ATTEMPT in inbound.headers else inbound.native_attempt
+        if offset < progress.suspected:
+            inbound.started = True
+            inbound.native_attempt = times + progress.starts(offset)
+        elif times == 1:
+            inbound.started = False
+            inbound.native_attempt = 1
+
+    async def begin_trial(self, message: Inbound) -> None:
+        """Record that a suspect is about to be started alone, as `brokerkit.spi.Trials` says."""
+        reader, offset = message.token
+        if reader.live and offset in reader.progress.handed:
+            await self._offsets.try_mark(reader.queue, reader.progress.begin_trial(offset))
 
     # --- what comes in ---
 
@@ -244,8 +276,7 @@ class RocketMQConsumer:
             if reader.queue.topic == self._source.native_topic:
                 self._ready.append(reader)
             else:
-                # What was tried before goes first.  The core waits for the copy of a message that a process may have
-                # died of before it looks at the next one; behind those that wait for that it would come too late.
+                # What was tried before goes first.
                 self._ready.appendleft(reader)
         self._wake()
 
@@ -312,7 +343,11 @@ class RocketMQConsumer:
             else:
                 self.stale += 1
         for reader, offsets in by_reader.items():
+            before = reader.progress.mark
             self.stale += reader.give_back(offsets)
+            if reader.progress.mark != before:
+                # What was tried was given back: that start does not count.
+                self._offsets.mark_soon(reader.home, reader.queue, reader.progress.mark)
             reader.settled()
             self._enqueue(reader)
 

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from brokerkit.spi import Outbound, ToGroup
+from brokerkit_rocketmq.marks import Mark
 from brokerkit_rocketmq.offsets import both
 from brokerkit_rocketmq.progress import Progress
 
@@ -42,7 +43,7 @@ async def take_over(offsets: Offsets, queue: MessageQueue, clock: Clock, *, wait
     deadline = clock.monotonic() + PATIENCE + _SLACK
     while True:
         committed, mark = await both(offsets, queue)
-        if not wait or mark is None or mark <= (committed or 0) or clock.monotonic() >= deadline:
+        if not wait or mark is None or mark.high <= (committed or 0) or clock.monotonic() >= deadline:
             break
         await clock.sleep(_LOOK)
     if committed is None:
@@ -51,10 +52,10 @@ async def take_over(offsets: Offsets, queue: MessageQueue, clock: Clock, *, wait
         # Without a commit the lag of the group would be read as 0.
         await offsets.commit(queue, committed)
     if mark is None:
-        await offsets.try_mark(queue, committed)
-    elif mark > committed + _MOST_IN_HAND:
+        await offsets.try_mark(queue, Mark(committed))
+    elif mark.high > committed + _MOST_IN_HAND:
         return await begin_at(offsets, queue, committed, commit=True)
-    return Progress(committed, mark=mark or 0)
+    return Progress(committed, mark)
 
 
 async def go_on(offsets: Offsets, queue: MessageQueue, past: Progress[StoredMessage]) -> Progress[StoredMessage]:
@@ -67,8 +68,11 @@ async def go_on(offsets: Offsets, queue: MessageQueue, past: Progress[StoredMess
     if committed is None:
         committed = await offsets.first(queue)
     if committed > past.low or past.low > await offsets.end(queue):
-        return Progress(committed, mark=max(mark or 0, past.high))
-    past.high = max(past.high, mark or 0)
+        progress: Progress[StoredMessage] = Progress(committed, mark)
+        progress.high = max(progress.high, past.high)
+        return progress
+    if mark is not None:
+        past.meet(mark)
     past.rewind()
     return past
 
@@ -81,8 +85,9 @@ async def begin_at(offsets: Offsets, queue: MessageQueue, offset: int, *, commit
     await offsets.commit(queue, offset)
     progress: Progress[StoredMessage] = Progress(offset)
     # What comes again because somebody wants it to is no suspect.
-    progress.doubtful = await offsets.mark(queue) or 0
-    await offsets.try_mark(queue, offset)
+    mark = await offsets.mark(queue)
+    progress.doubtful = mark.high if mark is not None else 0
+    await offsets.try_mark(queue, Mark(offset))
     return progress
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from brokerkit.errors import BrokerError
 from brokerkit.spi import wait
 from brokerkit_rocketmq.handover import PATIENCE, begin_at, begin_at_end, go_on, take_over
+from brokerkit_rocketmq.marks import Mark
 from brokerkit_rocketmq.progress import Progress
 from brokerkit_rocketmq.reader import Reader
 
@@ -241,7 +242,10 @@ class Holdings:
             progress = await go_on(tools.offsets, queue, past)
         else:
             progress = await take_over(tools.offsets, queue, tools.clock, wait=inherited and tools.locks is None)
-        return Reader(queue, progress, home)
+        if tools.locks is not None or not tools.offsets.marks(queue.broker):
+            # Ordered messages are never tried out of turn, and what was not recorded cannot be suspected.
+            progress.suspected = 0
+        return Reader(queue, progress, home, ahead=tools.source.prefetch)
 
     def _home_lost(self, reader: Reader) -> None:
         if reader in self.readers and reader.live:
@@ -315,13 +319,17 @@ class Holdings:
         reader.live = False
         try:
             if reader.home.error is None:
-                if tools.locks is None and (holes := progress.holes):
+                # Suspects stay what they are.
+                if tools.locks is None and not progress.suspects and (holes := progress.holes):
                     messages = reader.messages(holes)
                     if await tools.copy(messages):
                         progress.skip(message.queue_offset for message in messages)
                 await tools.commits.commit(reader)
-                if not unfinished:
-                    await tools.offsets.try_mark(queue, progress.low)
+                if progress.suspects:
+                    progress.rewind()
+                    await tools.offsets.try_mark(queue, progress.mark)
+                elif not unfinished:
+                    await tools.offsets.try_mark(queue, Mark(progress.low))
                 if tools.locks is not None:
                     await tools.locks.release([queue])
         except BrokerError as error:

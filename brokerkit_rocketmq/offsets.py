@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from brokerkit.errors import BrokerError
 from brokerkit_rocketmq.errors import refused
 from brokerkit_rocketmq.making import Making
+from brokerkit_rocketmq.marks import Mark
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 
 if TYPE_CHECKING:
@@ -66,16 +67,17 @@ class Offsets:
 
     # --- what was handed out ---
 
-    async def mark(self, queue: MessageQueue) -> int | None:
-        """Return the offset below which messages were handed out; None when that is not recorded."""
+    async def mark(self, queue: MessageQueue) -> Mark | None:
+        """Return what was handed out; None when that is not recorded."""
         group = self._source.shadow_group
         if group is None or not self.marks(queue.broker):
             return None
         try:
-            return await self._query(group, queue)
+            number = await self._query(group, queue)
         except BrokerError as error:
             self._doubt(queue.broker, error)
             return None
+        return Mark.of(number) if number is not None else None
 
     def _doubt(self, broker: str, error: BrokerError) -> None:
         """Keep no marks where the broker does not; raise what may pass."""
@@ -84,13 +86,13 @@ class Offsets:
         log.info("redelivered messages of %s on %s are not recognised: %s", self._source.native_group, broker, error)
         self._doubtful[broker] = self._client.clock.monotonic() + _DOUBT
 
-    async def try_mark(self, queue: MessageQueue, offset: int) -> None:
-        """Record that messages below ``offset`` were handed out; where the broker refuses it nothing is marked."""
+    async def try_mark(self, queue: MessageQueue, mark: Mark) -> None:
+        """Record what was handed out, and return when the broker has it; where it refuses that nothing is marked."""
         group = self._source.shadow_group
         broker = queue.broker
         if group is None or not self.marks(broker):
             return
-        fields = offset_fields(group, queue, offset)
+        fields = offset_fields(group, queue, mark.number)
         frame = await self._client.call(broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
         if frame.code == ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST:
             # 5.x says so on a broker that came after the group was declared.
@@ -106,11 +108,11 @@ class Offsets:
         else:
             self._doubtful.pop(broker, None)
 
-    def mark_soon(self, connection: RemotingConnection, queue: MessageQueue, offset: int) -> None:
+    def mark_soon(self, connection: RemotingConnection, queue: MessageQueue, mark: Mark) -> None:
         """Record it with the next write, before anything that is written later."""
         group = self._source.shadow_group
         if group is not None and self.marks(queue.broker):
-            connection.send_oneway(RequestCode.UPDATE_CONSUMER_OFFSET, offset_fields(group, queue, offset))
+            connection.send_oneway(RequestCode.UPDATE_CONSUMER_OFFSET, offset_fields(group, queue, mark.number))
 
     # --- the queue ---
 
@@ -146,7 +148,7 @@ class Offsets:
         return offset if offset >= 0 else None
 
 
-async def both(offsets: Offsets, queue: MessageQueue) -> tuple[int | None, int | None]:
+async def both(offsets: Offsets, queue: MessageQueue) -> tuple[int | None, Mark | None]:
     """Return what is committed and what is marked."""
     committed, mark = await asyncio.gather(offsets.committed(queue), offsets.mark(queue))
     return committed, mark

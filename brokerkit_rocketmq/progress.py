@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+from brokerkit_rocketmq.marks import Mark, Trial
+
 __all__ = ["Progress"]
 
 M = TypeVar("M")
@@ -21,23 +23,29 @@ class Progress(Generic[M]):
     Offsets need not be without gaps: what a filter kept away, or was deleted, is never fetched.
     """
 
-    __slots__ = ("_order", "_settled", "doubtful", "handed", "high", "next")
+    __slots__ = ("_order", "_settled", "_trial", "_trying", "doubtful", "handed", "high", "next", "suspected")
 
-    def __init__(self, start: int, mark: int = 0) -> None:
-        """Begin at offset ``start``; whatever is below ``mark`` may have been handed out before."""
+    def __init__(self, start: int, mark: Mark | None = None) -> None:
+        """Begin at offset ``start``; what is below ``mark`` was handed out before, to a process that may have died."""
+        high = mark.high if mark is not None else 0
         #: The next offset to fetch.
         self.next = start
         #: What is handed out and not settled, by offset.
         self.handed: dict[int, M] = {}
         #: The offset after the highest that was ever handed out.  As a queue is handed out in its order, an offset
         #: below it was delivered before.
-        self.high = max(start, mark)
+        self.high = max(start, high)
+        #: Messages below this offset may have been started by a process that died of them.
+        self.suspected = high
         #: Whether offsets below it were delivered before is not known.
         self.doubtful = 0
         #: Fetched offsets, ascending, from the smallest that is not settled on.
         self._order: deque[int] = deque()
         #: Of those, the settled ones.
         self._settled: set[int] = set()
+        #: The last suspect that was started alone, here or elsewhere, and its offset while it is here.
+        self._trial = mark.trial if mark is not None else None
+        self._trying = -1
 
     @property
     def low(self) -> int:
@@ -91,6 +99,8 @@ class Progress(Generic[M]):
 
     def give_back(self, offset: int) -> M | None:
         """Take back one that is handed out, as fetched, and return it; None when it was not handed out."""
+        if offset == self._trying:
+            self._end_trial()
         return self.handed.pop(offset, None)
 
     @property
@@ -105,8 +115,51 @@ class Progress(Generic[M]):
     def rewind(self) -> None:
         """Fetch again from the smallest unsettled offset on; what was handed out is so no more."""
         self.next = self.low
+        self._end_trial()
         self.handed.clear()
         self._order.clear()
+
+    # --- what a process may have died of ---
+
+    @property
+    def suspects(self) -> bool:
+        """Whether some are not settled yet that a process may have died of."""
+        return self.low < self.suspected
+
+    @property
+    def mark(self) -> Mark:
+        """What the next reader has to know if this process dies now."""
+        trial = self._trial
+        return Mark(self.high, trial if trial is not None and trial.offset >= self.low else None)
+
+    def meet(self, mark: Mark) -> None:
+        """Take in the mark of the broker, after a time in which others may have had the queue and died."""
+        trial, ours = mark.trial, self._trial
+        tried = trial is not None and trial.offset >= self.low
+        if trial is not None and ours is not None and trial.offset == ours.offset and trial.starts <= ours.starts:
+            tried = False
+        if mark.high > self.high or tried:
+            self.suspected = mark.high
+            self.high = max(self.high, mark.high)
+            self._trial, self._trying = trial, -1
+
+    def starts(self, offset: int) -> int:
+        """Return how many starts of a suspect may have ended with a process."""
+        trial = self._trial
+        return trial.starts if trial is not None and trial.offset == offset else 1
+
+    def begin_trial(self, offset: int) -> Mark:
+        """Note that a suspect is about to be started alone; return the mark to be written before."""
+        self._trial = Trial(offset, self.starts(offset) + 1)
+        self._trying = offset
+        return self.mark
+
+    def _end_trial(self) -> None:
+        """What was tried was not what ended its process: the start does not count."""
+        trial = self._trial
+        if trial is not None and trial.offset == self._trying:
+            self._trial = Trial(trial.offset, trial.starts - 1)
+        self._trying = -1
 
     def _advance(self) -> None:
         order, settled = self._order, self._settled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from brokerkit_rocketmq.progress import Progress
@@ -24,6 +25,7 @@ class Reader:
     """
 
     __slots__ = (
+        "_ahead",
         "_emptied",
         "_narrow",
         "_room",
@@ -40,7 +42,14 @@ class Reader:
         "waiting",
     )
 
-    def __init__(self, queue: MessageQueue, progress: Progress[StoredMessage], home: RemotingConnection) -> None:
+    def __init__(
+        self, queue: MessageQueue, progress: Progress[StoredMessage], home: RemotingConnection, *, ahead: int
+    ) -> None:
+        """``ahead``: messages that are handed out from the oldest unsettled one on while there are suspects.
+
+        Suspects run one by one.  If the others went on meanwhile without a bound, all of those would be suspects after
+        the next crash, more each time than could be run until then.
+        """
         self.queue = queue
         self.progress = progress
         #: Where it began: everything below was settled before.
@@ -62,6 +71,7 @@ class Reader:
         self.waiting = False
         #: The span below which messages may be fetched again; 0: that is not what is waited for.
         self._narrow = 0
+        self._ahead = ahead
         self._room: asyncio.Future[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
 
@@ -82,8 +92,13 @@ class Reader:
         self.buffered += sum(message.size for message in messages)
 
     def take(self, count: int) -> list[StoredMessage]:
-        """Hand out up to ``count`` messages, in their order."""
-        buffer = self.buffer
+        """Hand out up to ``count`` messages, in their order; none when suspects have to be settled before."""
+        buffer, progress = self.buffer, self.progress
+        if progress.suspects:
+            end = max(progress.suspected, progress.low + self._ahead)
+            count = sum(1 for _ in takewhile(lambda message: message.queue_offset < end, islice(buffer, count)))
+            if not count:
+                return []
         if len(buffer) <= count:
             taken = list(buffer)
             buffer.clear()
@@ -91,7 +106,7 @@ class Reader:
         else:
             taken = [buffer.popleft() for _ in range(count)]
             self.buffered -= sum(message.size for message in taken)
-        self.progress.hand_out({message.queue_offset: message for message in taken})
+        progress.hand_out({message.queue_offset: message for message in taken})
         room = self._room
         if room is not None and not room.done():
             room.set_result(None)

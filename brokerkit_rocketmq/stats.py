@@ -10,6 +10,7 @@ from brokerkit.errors import BrokerError, TopicNotFound
 from brokerkit.spi import Clock, GroupStats
 from brokerkit_rocketmq.asking import Asking
 from brokerkit_rocketmq.making import Making, brokers_of
+from brokerkit_rocketmq.marks import Mark
 from brokerkit_rocketmq.names import Names
 from brokerkit_rocketmq.remoting.messages import BadMessages, decode_messages
 from brokerkit_rocketmq.routes import MessageQueue
@@ -84,7 +85,7 @@ class Positions:
         )
         # What was committed after the end was read lies behind it.
         start = min(await self._from(committed, queue), end)
-        return Position(queue, end, start, min(max(mark or 0, start), end))
+        return Position(queue, end, start, min(max(Mark.of(mark).high if mark else 0, start), end))
 
     async def _from(self, committed: int | None, queue: MessageQueue) -> int:
         """Return where a group with this offset goes on: messages that the broker has deleted are behind it."""

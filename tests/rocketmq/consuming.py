@@ -177,6 +177,14 @@ class Scene:
         group = self.names.shadow(self.topic, "g")
         return [await self.asking.committed(group, queue) for queue in await self.queues()]
 
+    async def all_marked(self, *marks: int) -> None:
+        """Wait until these are the marks: nobody waits for the answer when messages are handed out."""
+
+        async def are_marked() -> bool:
+            return await self.marked() == list(marks)
+
+        await eventually(are_marked, within=LONG, what=f"the marks {marks}")
+
     async def ends(self) -> list[int]:
         """Return the offsets of the next messages, by queue of the topic."""
         return [await self.asking.max_offset(queue) for queue in await self.queues()]

@@ -19,7 +19,7 @@ async def test_settled_returns_when_the_broker_has_all_progress(rocketmq: Rocket
         consumer = await scene.consume()
         messages = await take(consumer, 4)
         assert await scene.committed() == [0, 0]
-        assert await scene.marked() == [3, 1]
+        await scene.all_marked(3, 1)
         await consumer.ack([message for message in messages if message.body != b"b"])
         await consumer.settled()
         assert await scene.committed() == [1, 1], "everything below is settled, b is not"
@@ -68,6 +68,71 @@ async def test_what_a_dead_process_had_in_its_hands_is_redelivered(rocketmq: Roc
         rest = await take(after, 7)
         assert bodies(rest) == [b"%d" % number for number in range(1, 8)]
         assert [message.redelivered for message in rest] == [True] * 3 + [False] * 4
+
+
+async def test_only_the_suspect_that_was_tried_is_charged_for_the_next_crash(rocketmq: RocketMQControl) -> None:
+    async with consuming(rocketmq, queues=1) as scene:
+        await scene.put(0, *(b"%d" % number for number in range(6)))
+        async with scene.proxy() as first, scene.proxy() as second:
+            for proxy, attempts in ((first, [1, 1, 1, 1]), (second, [2, 2, 2, 2])):
+                dying = await scene.consume(prefetch=4, through=proxy)
+                held = await take(dying, 4)
+                assert [message.native_attempt for message in held] == attempts
+                assert [message.started for message in held] == ([None] * 4 if proxy is first else [True] * 4)
+                if proxy is second:
+                    await dying.begin_trial(held[1])
+                    assert max(mark or 0 for mark in await scene.marked()) > 1 << 62
+                else:
+                    await scene.all_marked(4)
+                proxy.refuse()
+                proxy.reset()
+            after = await scene.consume(prefetch=20)
+            rest = await take(after, 6)
+            assert [message.native_attempt for message in rest] == [2, 3, 2, 2, 1, 1]
+            assert [message.started for message in rest] == [True] * 4 + [None] * 2
+            # Given back by who tries it: that start ended no process.
+            await after.begin_trial(rest[1])
+            await after.release([rest[1]])
+            (again,) = await take(after, 1)
+            assert (again.body, again.native_attempt, again.started) == (b"1", 3, True)
+            await after.ack([rest[0], again, *rest[2:]])
+            await after.settled()
+            await after.aclose()
+            assert await scene.committed() == await scene.marked() == [6]
+
+
+async def test_what_comes_again_to_the_same_process_is_no_suspect(rocketmq_old: RocketMQControl) -> None:
+    async with consuming(rocketmq_old, queues=1) as scene, scene.proxy() as proxy:
+        await scene.put(0, *(b"%d" % number for number in range(4)))
+        consumer = await scene.consume(prefetch=4, through=proxy)
+        held = await take(consumer, 4)
+        await consumer.ack(held[:1])
+        await consumer.settled()
+        proxy.reset()
+        await eventually(lambda: not consumer.live(held[1]), within=LONG)
+        again = await take(consumer, 3)
+        assert bodies(again) == [b"1", b"2", b"3"]
+        assert {(message.redelivered, message.started, message.native_attempt) for message in again} == {
+            (True, False, 1)
+        }
+
+
+async def test_suspects_go_first_and_others_do_not_get_far_ahead(rocketmq_old: RocketMQControl) -> None:
+    async with consuming(rocketmq_old, queues=1) as scene, scene.proxy() as proxy:
+        await scene.put(0, *(b"%02d" % number for number in range(40)))
+        dying = await scene.consume(prefetch=8, through=proxy)
+        await take(dying, 8)
+        await scene.all_marked(8)
+        proxy.refuse()
+        proxy.reset()
+        after = await scene.consume(prefetch=10)
+        first = await take(after, 10)
+        assert bodies(first) == [b"%02d" % number for number in range(10)]
+        await after.ack(first[5:])
+        assert await after.receive(10, 1.0) == (), "0 is not settled, and 10 from there on are handed out"
+        await after.ack(first[:5])
+        rest = await take(after, 10)
+        assert bodies(rest) == [b"%02d" % number for number in range(10, 20)]
 
 
 async def test_a_queue_without_an_offset_is_read_from_its_beginning(rocketmq: RocketMQControl) -> None:

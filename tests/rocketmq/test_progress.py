@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from brokerkit_rocketmq.marks import Mark, Trial
 from brokerkit_rocketmq.progress import Progress
 
 
@@ -105,10 +106,72 @@ TestProgress.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 
 def test_below_the_mark_everything_was_handed_out_before() -> None:
-    progress: Progress[str] = Progress(5, mark=8)
-    assert (progress.low, progress.high) == (5, 8)
-    earlier: Progress[str] = Progress(5, mark=2)
-    assert earlier.high == 5
+    progress: Progress[str] = Progress(5, Mark(8))
+    assert (progress.low, progress.high, progress.suspects) == (5, 8, True)
+    earlier: Progress[str] = Progress(5, Mark(2))
+    assert (earlier.high, earlier.suspects) == (5, False)
+
+
+def _with_suspects(low: int = 5, high: int = 8, trial: Trial | None = None) -> Progress[str]:
+    progress: Progress[str] = Progress(low, Mark(high, trial))
+    progress.hand_out({offset: f"message {offset}" for offset in progress.fetch(range(low, high), high)})
+    return progress
+
+
+def test_the_start_of_a_suspect_counts_for_the_next_process_and_for_no_other_message() -> None:
+    progress = _with_suspects()
+    assert [progress.starts(offset) for offset in (5, 6, 7)] == [1, 1, 1]
+    mark = progress.begin_trial(5)
+    assert mark == Mark(8, Trial(5, 2)) == Mark.of(mark.number)
+    after = _with_suspects(trial=mark.trial)
+    assert [after.starts(offset) for offset in (5, 6, 7)] == [2, 1, 1]
+    assert after.begin_trial(5).trial == Trial(5, 3)
+    assert after.settle(5)
+    assert after.mark == Mark(8), "who was tried is of no interest when it is settled"
+    assert after.suspects
+    after.settle(6)
+    after.settle(7)
+    assert not after.suspects
+
+
+@pytest.mark.parametrize("how", ["given back", "rewound"])
+def test_a_start_that_ended_no_process_does_not_count(how: str) -> None:
+    progress = _with_suspects()
+    progress.begin_trial(6)
+    if how == "given back":
+        progress.give_back(5)
+        assert progress.starts(6) == 2, "another one was given back"
+        progress.give_back(6)
+    else:
+        progress.rewind()
+    assert [progress.starts(offset) for offset in (5, 6, 7)] == [1, 1, 1]
+    assert progress.suspects
+
+
+def test_what_this_process_held_is_no_suspect_unless_another_one_had_it_meanwhile() -> None:
+    def held() -> Progress[str]:
+        progress: Progress[str] = Progress(5)
+        progress.hand_out({offset: "message" for offset in progress.fetch(range(5, 9), 9)})
+        return progress
+
+    for mark in (Mark(9), Mark(7), Mark(8, Trial(4, 3))):
+        mine = held()
+        mine.meet(mark)
+        assert not mine.suspects, mark
+    for mark in (Mark(10), Mark(9, Trial(5, 2))):
+        theirs = held()
+        theirs.meet(mark)
+        assert (theirs.suspects, theirs.suspected) == (True, mark.high), mark
+        assert theirs.starts(5) == (2 if mark.trial else 1)
+
+    tried = _with_suspects()
+    tried.meet(tried.begin_trial(5))
+    tried.rewind()
+    assert tried.starts(5) == 1, "the trial was our own, and this process lives"
+    tried.begin_trial(5)
+    tried.meet(Mark(8, Trial(5, 3)))
+    tried.rewind()
+    assert tried.starts(5) == 3, "another process tried it, too"
 
 
 @pytest.mark.parametrize("count", [100_000])

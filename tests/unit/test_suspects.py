@@ -224,3 +224,48 @@ async def test_a_copy_that_waits_for_its_original_goes_back_with_the_others() ->
     assert suspects.take_back() == [copy]
     never.set_result(False)
     await asyncio.gather(*tasks)
+
+
+async def test_a_suspect_whose_start_is_recorded_runs_itself_one_at_a_time_and_only_then() -> None:
+    ran: list[Inbound] = []
+    records: list[tuple[Inbound, asyncio.Future[bool]]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def record(inbound: Inbound) -> bool:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        records.append((inbound, future))
+        return await future
+
+    async def stamp(inbound: Inbound) -> bool:
+        pytest.fail("nothing is copied")
+
+    suspects = Suspects(
+        SystemClock(), ran.append, stamp, lambda work: tasks.append(asyncio.get_running_loop().create_task(work))
+    )
+    suspects.record = record
+    first, second, third, fourth = (
+        Inbound(topic="t", group="g", body=b"x", message_id=name, redelivered=True, started=True) for name in "abcd"
+    )
+    for each in (first, second, third, fourth):
+        assert suspects.is_suspect(each)
+        suspects.admit(each)
+    await asyncio.sleep(0)
+    assert [inbound for inbound, _ in records] == [first]
+    assert not ran, "before that is recorded"
+    records[0][1].set_result(True)
+    await asyncio.sleep(0.01)
+    assert ran == [first]
+    assert suspects.has_turn(first)
+    assert len(records) == 1
+    suspects.settled(first)
+    await asyncio.sleep(0)
+    # This one cannot be recorded: it is the turn of the next.
+    records[1][1].set_result(False)
+    await asyncio.sleep(0.01)
+    assert ran == [first]
+    assert records[2][0] is third
+    # Taken back while it is being recorded.
+    assert suspects.take_back() == [fourth, third]
+    records[2][1].set_result(True)
+    await asyncio.gather(*tasks)
+    assert ran == [first]
