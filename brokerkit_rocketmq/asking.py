@@ -33,9 +33,11 @@ _FOUND_NOTHING = frozenset({ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY
 class Asking:
     """Questions to masters.  Each raises `BrokerError` for what is neither an answer nor a plain "there is none"."""
 
-    def __init__(self, client: Client, timeout: float) -> None:
+    def __init__(self, client: Client, timeout: float, *, slaves: bool = False) -> None:
+        """With ``slaves`` questions about offsets go to a copy while the master is away."""
         self.client = client
         self.timeout = timeout
+        self._slaves = slaves
 
     # --- queues ---
 
@@ -53,10 +55,14 @@ class Asking:
 
     async def _offset(self, code: RequestCode, queue: MessageQueue, **more: str) -> int:
         fields = {"topic": queue.topic, "queueId": str(queue.queue_id), **more}
-        frame = await self.client.call(queue.broker, code, fields, timeout=self.timeout)
+        frame = await self._call(queue.broker, code, fields)
         if frame.code != ResponseCode.SUCCESS:
             raise refused(frame, f"asking for an offset of {text_of(queue)}", topic=queue.topic)
-        return int(frame.fields["offset"])
+        # -1: the broker has no such queue yet.
+        return max(0, int(frame.fields["offset"]))
+
+    async def _call(self, broker: str, code: RequestCode, fields: Mapping[str, str]) -> Frame:
+        return await self.client.call(broker, code, fields, timeout=self.timeout, slaves=self._slaves)
 
     async def caught_up(self, brokers: Iterable[str]) -> None:
         """Return when what was stored before this call has its place in its queue, after two seconds at most.
@@ -100,22 +106,17 @@ class Asking:
             # 5.x does the same as 4.9.4 without this.
             "setZeroIfNotFound": "false",
         }
-        frame = await self.client.call(queue.broker, RequestCode.QUERY_CONSUMER_OFFSET, fields, timeout=self.timeout)
+        frame = await self._call(queue.broker, RequestCode.QUERY_CONSUMER_OFFSET, fields)
         if frame.code == ResponseCode.SUCCESS:
-            return int(frame.fields["offset"])
+            offset = int(frame.fields["offset"])
+            return offset if offset >= 0 else None
         if frame.code == ResponseCode.QUERY_NOT_FOUND:
             return None
         raise refused(frame, f"asking for the offset of group {group!r} in {text_of(queue)}", topic=queue.topic)
 
     async def commit(self, group: str, queue: MessageQueue, offset: int) -> None:
         """Commit, and return when the broker has it."""
-        fields = {
-            "consumerGroup": group,
-            "topic": queue.topic,
-            "queueId": str(queue.queue_id),
-            "commitOffset": str(offset),
-        }
-        frame = await self.client.call(queue.broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, timeout=self.timeout)
+        frame = await self._call(queue.broker, RequestCode.UPDATE_CONSUMER_OFFSET, offset_fields(group, queue, offset))
         if frame.code != ResponseCode.SUCCESS:
             raise refused(frame, f"committing an offset of group {group!r} in {text_of(queue)}", topic=queue.topic)
 
@@ -171,6 +172,16 @@ class Asking:
         body = json.dumps(request).encode()
         answer = await self.ask(queues[0].broker, code, {}, f"locking {queues[0].topic!r}", body=body)
         return len((answer or {}).get("lockOKMQSet") or ())
+
+
+def offset_fields(group: str, queue: MessageQueue, offset: int) -> dict[str, str]:
+    """Return the header that stores an offset (``UpdateConsumerOffsetRequestHeader``)."""
+    return {
+        "consumerGroup": group,
+        "topic": queue.topic,
+        "queueId": str(queue.queue_id),
+        "commitOffset": str(offset),
+    }
 
 
 def pull_fields(

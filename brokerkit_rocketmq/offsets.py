@@ -6,11 +6,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from brokerkit.errors import BrokerError
-from brokerkit_rocketmq.errors import refused
+from brokerkit.errors import BrokerError, TopicNotFound
+from brokerkit_rocketmq.asking import Asking, offset_fields
 from brokerkit_rocketmq.making import Making
 from brokerkit_rocketmq.marks import Mark
-from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
+from brokerkit_rocketmq.remoting.codes import RequestCode
 
 if TYPE_CHECKING:
     from brokerkit_rocketmq.client import Client
@@ -18,22 +18,12 @@ if TYPE_CHECKING:
     from brokerkit_rocketmq.routes import MessageQueue
     from brokerkit_rocketmq.sources import Source
 
-__all__ = ["Offsets", "both", "offset_fields"]
+__all__ = ["Offsets", "both"]
 
 log = logging.getLogger("brokerkit.rocketmq")
 
 #: Seconds until a broker that kept no marks is tried again.
 _DOUBT = 60.0
-
-
-def offset_fields(group: str, queue: MessageQueue, offset: int) -> dict[str, str]:
-    """Return the header that stores an offset (``UpdateConsumerOffsetRequestHeader``)."""
-    return {
-        "consumerGroup": group,
-        "topic": queue.topic,
-        "queueId": str(queue.queue_id),
-        "commitOffset": str(offset),
-    }
 
 
 class Offsets:
@@ -42,6 +32,7 @@ class Offsets:
     def __init__(self, client: Client, source: Source) -> None:
         self._client = client
         self._source = source
+        self._asking = Asking(client, client.options.timeout, slaves=True)
         #: Brokers that refuse marks, and until when they are not asked again; monotonic.
         self._doubtful: dict[str, float] = {}
 
@@ -56,14 +47,11 @@ class Offsets:
 
     async def committed(self, queue: MessageQueue) -> int | None:
         """Return the offset that the group goes on from; None when the broker has none."""
-        return await self._query(self._source.native_group, queue)
+        return await self._asking.committed(self._source.native_group, queue)
 
     async def commit(self, queue: MessageQueue, offset: int) -> None:
         """Store the offset that the group goes on from; return when the broker has it."""
-        fields = offset_fields(self._source.native_group, queue, offset)
-        frame = await self._client.call(queue.broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
-        if frame.code != ResponseCode.SUCCESS:
-            raise refused(frame, f"committing offset {offset} of {queue.topic}", topic=self._source.topic)
+        await self._asking.commit(self._source.native_group, queue, offset)
 
     # --- what was handed out ---
 
@@ -73,7 +61,7 @@ class Offsets:
         if group is None or not self.marks(queue.broker):
             return None
         try:
-            number = await self._query(group, queue)
+            number = await self._asking.committed(group, queue)
         except BrokerError as error:
             self._doubt(queue.broker, error)
             return None
@@ -92,19 +80,15 @@ class Offsets:
         broker = queue.broker
         if group is None or not self.marks(broker):
             return
-        fields = offset_fields(group, queue, mark.number)
-        frame = await self._client.call(broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
-        if frame.code == ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST:
-            # 5.x says so on a broker that came after the group was declared.
+        try:
             try:
+                await self._asking.commit(group, queue, mark.number)
+            except TopicNotFound:
+                # 5.x says so on a broker that came after the group was declared.
                 await Making(self._client, self._client.options.timeout).group(broker, group, self._source.topic)
-            except BrokerError as error:
-                self._doubt(broker, error)
-                return
-            frame = await self._client.call(broker, RequestCode.UPDATE_CONSUMER_OFFSET, fields, slaves=True)
-        if frame.code != ResponseCode.SUCCESS:
-            what = f"marking what was handed out of {queue.topic}"
-            self._doubt(broker, refused(frame, what, topic=self._source.topic))
+                await self._asking.commit(group, queue, mark.number)
+        except BrokerError as error:
+            self._doubt(broker, error)
         else:
             self._doubtful.pop(broker, None)
 
@@ -118,34 +102,11 @@ class Offsets:
 
     async def first(self, queue: MessageQueue) -> int:
         """Return the offset of the oldest message there is."""
-        return await self._bound(queue, RequestCode.GET_MIN_OFFSET)
+        return await self._asking.min_offset(queue)
 
     async def end(self, queue: MessageQueue) -> int:
         """Return the offset that the next message will get."""
-        return await self._bound(queue, RequestCode.GET_MAX_OFFSET)
-
-    async def _bound(self, queue: MessageQueue, code: RequestCode) -> int:
-        fields = {"topic": queue.topic, "queueId": str(queue.queue_id)}
-        frame = await self._client.call(queue.broker, code, fields, slaves=True)
-        if frame.code != ResponseCode.SUCCESS:
-            raise refused(frame, f"asking for the offsets of {queue.topic}", topic=self._source.topic)
-        return max(0, int(frame.fields["offset"]))
-
-    async def _query(self, group: str, queue: MessageQueue) -> int | None:
-        fields = {
-            "consumerGroup": group,
-            "topic": queue.topic,
-            "queueId": str(queue.queue_id),
-            # 5.x answers 0 instead of "none" for a young queue without this, and 4.9 does so anyway.
-            "setZeroIfNotFound": "false",
-        }
-        frame = await self._client.call(queue.broker, RequestCode.QUERY_CONSUMER_OFFSET, fields, slaves=True)
-        if frame.code == ResponseCode.QUERY_NOT_FOUND:
-            return None
-        if frame.code != ResponseCode.SUCCESS:
-            raise refused(frame, f"asking for the offset of group {group}", topic=self._source.topic)
-        offset = int(frame.fields["offset"])
-        return offset if offset >= 0 else None
+        return await self._asking.max_offset(queue)
 
 
 async def both(offsets: Offsets, queue: MessageQueue) -> tuple[int | None, Mark | None]:
