@@ -320,12 +320,14 @@ class RocketMQConsumer:
     async def ack(self, messages: Sequence[Inbound]) -> None:
         """Acknowledge; stale ones are counted in `stale`.  The broker knows within 100 ms, or after `settled`."""
         progressed: set[Reader] = set()
+        last: Reader | None = None
         for message in messages:
             reader, offset = message.token
-            if reader.live and reader.progress.settle(offset):
-                progressed.add(reader)
-            else:
+            if not (reader.live and reader.progress.settle(offset)):
                 self.stale += 1
+            elif reader is not last:
+                progressed.add(reader)
+                last = reader
         for reader in progressed:
             reader.settled()
             if self._source.shared:

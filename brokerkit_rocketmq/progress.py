@@ -57,14 +57,18 @@ class Progress(Generic[M]):
         """How many fetched offsets are remembered: from the smallest that is not settled to the last one."""
         return len(self._order)
 
-    def fetch(self, offsets: Iterable[int], following: int) -> list[int]:
+    def fetch(self, offsets: list[int], following: int) -> list[int]:
         """Note what was fetched, ascending, and where to go on; return what is to be handed out.
 
         Offsets that were settled before, on another assignment of the queue, are left out, and so are those below
         the place to go on from.
         """
-        wanted: list[int] = []
         settled, first = self._settled, self.next
+        if not settled and (not offsets or offsets[0] >= first):
+            self._order.extend(offsets)
+            self.next = max(following, first)
+            return offsets
+        wanted: list[int] = []
         for offset in offsets:
             if offset < first:
                 continue
@@ -91,10 +95,13 @@ class Progress(Generic[M]):
         """Settle one that is handed out; return whether it was."""
         if self.handed.pop(offset, None) is None:
             return False
-        self._settled.add(offset)
         order = self._order
         if order and order[0] == offset:
-            self._advance()
+            order.popleft()
+            if self._settled:
+                self._advance()
+        else:
+            self._settled.add(offset)
         return True
 
     def give_back(self, offset: int) -> M | None:

@@ -114,7 +114,7 @@ def test_below_the_mark_everything_was_handed_out_before() -> None:
 
 def _with_suspects(low: int = 5, high: int = 8, trial: Trial | None = None) -> Progress[str]:
     progress: Progress[str] = Progress(low, Mark(high, trial))
-    progress.hand_out({offset: f"message {offset}" for offset in progress.fetch(range(low, high), high)})
+    progress.hand_out({offset: f"message {offset}" for offset in progress.fetch([*range(low, high)], high)})
     return progress
 
 
@@ -151,7 +151,7 @@ def test_a_start_that_ended_no_process_does_not_count(how: str) -> None:
 def test_what_this_process_held_is_no_suspect_unless_another_one_had_it_meanwhile() -> None:
     def held() -> Progress[str]:
         progress: Progress[str] = Progress(5)
-        progress.hand_out({offset: "message" for offset in progress.fetch(range(5, 9), 9)})
+        progress.hand_out({offset: "message" for offset in progress.fetch([*range(5, 9)], 9)})
         return progress
 
     for mark in (Mark(9), Mark(7), Mark(8, Trial(4, 3))):
@@ -177,7 +177,7 @@ def test_what_this_process_held_is_no_suspect_unless_another_one_had_it_meanwhil
 @pytest.mark.parametrize("count", [100_000])
 def test_settling_backwards_costs_no_more_than_forwards(count: int) -> None:
     progress: Progress[str] = Progress(0)
-    offsets = progress.fetch(range(count), count)
+    offsets = progress.fetch([*range(count)], count)
     progress.hand_out(dict.fromkeys(offsets, "message"))
     for offset in reversed(offsets):
         assert progress.settle(offset)
