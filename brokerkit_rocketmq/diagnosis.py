@@ -13,6 +13,7 @@ from brokerkit_rocketmq.admin_data import BrokerInfo
 from brokerkit_rocketmq.errors import NAME
 from brokerkit_rocketmq.group_checks import GroupChecks
 from brokerkit_rocketmq.making import Making
+from brokerkit_rocketmq.name_server_checks import name_server_findings
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 
 __all__ = ["Diagnosis", "unreachable_brokers"]
@@ -62,11 +63,13 @@ class Diagnosis:
 
     async def diagnose(self) -> list[Finding]:
         """Return what is good, doubtful and wrong."""
+        asking = self._making.asking
+        found = await name_server_findings(asking.client.name_servers, asking.timeout)
         try:
             brokers = await self._admin.brokers()
         except BrokerError as error:
-            return [Finding(level="wrong", about="brokers", text=error.message, cure="look at the NameServer's log")]
-        found = []
+            cure = "look at the NameServer's log"
+            return [*found, Finding(level="wrong", about="brokers", text=error.message, cure=cure)]
         for broker in brokers:
             found += self._broker(broker)
         found += _versions(brokers)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.spi import wait
+from brokerkit_rocketmq.asking import Asking
 from brokerkit_rocketmq.errors import NAME, refused
 from brokerkit_rocketmq.remoting.bodies import BadBody, parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
@@ -96,11 +97,34 @@ class Locks:
                     )
                 return
             # A member that crashed holds its locks for a minute.
-            for client_id, since in tuple(self._gone.items()):
-                if asked - since < _GONE:
-                    await self._unlock(queue.broker, [queue], client_id)
+            for client_id in await self._dead(queue, asked):
+                await self._unlock(queue.broker, [queue], client_id)
             await self._clock.sleep(pause)
             pause = min(pause * 1.5, self._longest_look)
+
+    async def _dead(self, queue: MessageQueue, now: float) -> list[str]:
+        """Return the members that left and that no broker of the topic has a connection of.
+
+        `members` were told by one broker: one that was just started, or that a member has lost, does not know who is
+        at work on the queues of the others.
+        """
+        gone = [client_id for client_id, since in self._gone.items() if now - since < _GONE]
+        if not gone:
+            return []
+        group, asking = self._source.native_group, Asking(self._client, _TIMEOUT)
+        route = await self._client.routes.route(self._source.native_topic)
+        others = await asyncio.gather(
+            *(asking.members(group, broker) for broker in route.brokers if broker != queue.broker),
+            return_exceptions=True,
+        )
+        # The one that counts: without a connection to it nobody reads the queue.
+        present = set(await asking.members(group, queue.broker))
+        for members in others:
+            if not isinstance(members, BaseException):
+                present |= members
+            elif not isinstance(members, BrokerError):
+                raise members
+        return [client_id for client_id in gone if client_id not in present]
 
     async def _ask(self, queue: MessageQueue) -> set[MessageQueue]:
         request = asyncio.ensure_future(self._lock(queue.broker, [queue]))

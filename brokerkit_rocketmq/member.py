@@ -116,6 +116,10 @@ class _Watch:
             except BrokerError as error:
                 settled = False
                 log.info("queues of %s cannot be shared out now: %s", self._source.native_topic, error)
+            except Exception:
+                # A fault of ours: without this task queues would stay with members that are gone.
+                settled = False
+                log.exception("queues of %s were not shared out, it is tried again", self._source.native_topic)
 
     def _note_missing(self, error: TopicNotFound) -> None:
         now = self._clock.monotonic()

@@ -104,15 +104,35 @@ class NameServers:
 
         Raise `BrokerUnavailable` when none does within ``timeout`` seconds.
         """
-        failures: list[BrokerError] = []
-        places = await self._places(self._clock.monotonic() + timeout, failures)
-        answers = await asyncio.gather(
-            *(self._ask(self._link(place), code, fields, body, timeout, failures) for place in places)
-        )
-        frames = [frame for frame in answers if frame is not None]
+        outcomes = (await self.outcomes(code, fields, body, timeout=timeout)).values()
+        frames = [outcome for outcome in outcomes if isinstance(outcome, Frame)]
         if not frames:
-            raise _all_failed(failures, timeout)
+            raise _all_failed([outcome for outcome in outcomes if isinstance(outcome, BrokerError)], timeout)
         return frames
+
+    async def outcomes(
+        self, code: int, fields: Mapping[str, str] | None = None, body: bytes = b"", *, timeout: float
+    ) -> dict[str, Frame | BrokerError]:
+        """Return by address what each NameServer answered within ``timeout`` seconds, or why it did not.
+
+        A host name that cannot be looked up has its own place in the answer.
+        """
+        deadline = self._clock.monotonic() + timeout
+        outcomes: dict[str, Frame | BrokerError] = {}
+        places: dict[_Place, None] = {}
+        for address in self.addresses:
+            try:
+                places.update(dict.fromkeys(await self._places_of(address, deadline)))
+            except BrokerError as error:
+                outcomes[str(address)] = error
+
+        async def ask(place: _Place) -> None:
+            failures: list[BrokerError] = []
+            frame = await self._ask(self._link(place), code, fields, body, timeout, failures)
+            outcomes[place.address] = failures[0] if frame is None else frame
+
+        await asyncio.gather(*map(ask, places))
+        return outcomes
 
     async def _ask(
         self,
@@ -140,22 +160,10 @@ class NameServers:
         """Return all addresses in the order of the configuration, but those after the last one used first."""
         places: dict[_Place, None] = {}
         for address in self.addresses:
-            if _is_ip(address.host):
-                places[_Place(str(address), address.host)] = None
-                continue
-            looking = asyncio.get_running_loop().create_task(_look_up(address))
             try:
-                if not await wait(self._clock, looking, max(deadline - self._clock.monotonic(), 0.001)):
-                    failures.append(BrokerUnavailable(f"looking up {address.host} took too long", backend=NAME))
-                    continue
-                for host in looking.result():
-                    places[_Place(str(Address(host, address.port)), address.host)] = None
-            except (OSError, UnicodeError) as exc:
-                failures.append(unreachable(exc, str(address)))
-            finally:
-                looking.cancel()
-                # Its outcome is not of interest any more, whatever it is.
-                looking.add_done_callback(_forget)
+                places.update(dict.fromkeys(await self._places_of(address, deadline)))
+            except BrokerError as error:
+                failures.append(error)
         ordered = list(places)
         self._count = max(len(ordered), 1)
         current = self._current
@@ -163,6 +171,22 @@ class NameServers:
             if current is not None and place.address == current.address:
                 return ordered[index + 1 :] + ordered[: index + 1]
         return ordered
+
+    async def _places_of(self, address: Address, deadline: float) -> list[_Place]:
+        """Return what a configured address stands for; raise `BrokerError` when its name cannot be looked up."""
+        if _is_ip(address.host):
+            return [_Place(str(address), address.host)]
+        looking = asyncio.get_running_loop().create_task(_look_up(address))
+        try:
+            if not await wait(self._clock, looking, max(deadline - self._clock.monotonic(), 0.001)):
+                raise BrokerUnavailable(f"looking up {address.host} took too long", backend=NAME)
+            return [_Place(str(Address(host, address.port)), address.host) for host in looking.result()]
+        except (OSError, UnicodeError) as exc:
+            raise unreachable(exc, str(address)) from exc
+        finally:
+            looking.cancel()
+            # Its outcome is not of interest any more, whatever it is.
+            looking.add_done_callback(_forget)
 
     async def aclose(self) -> None:
         """Close all links.  Idempotent."""

@@ -11,6 +11,7 @@ from brokerkit_rocketmq.errors import NAME
 from brokerkit_rocketmq.making import Making, brokers_of, together
 from brokerkit_rocketmq.names import Names
 from brokerkit_rocketmq.remoting.codes import RequestCode
+from brokerkit_rocketmq.routes import MessageQueue
 from brokerkit_rocketmq.stats import Figures, Position, Positions
 from brokerkit_rocketmq.topology import Topology
 
@@ -49,9 +50,7 @@ class Resetting:
         asking = self._making.asking
         if shadow is not None:
             await together(
-                asking.commit(shadow, one.queue, target)
-                for one, target in zip(positions, targets, strict=True)
-                if one.handed_out > max(target, one.committed) or one.committed > target
+                self._unmark(shadow, one.queue, target) for one, target in zip(positions, targets, strict=True)
             )
         brokers = {one.queue.broker for one in positions}
         if await self._figures.members(native, brokers):
@@ -68,6 +67,13 @@ class Resetting:
                 asking.commit(native, one.queue, target) for one, target in zip(positions, targets, strict=True)
             )
         await self._taken_up(native, positions, targets)
+
+    async def _unmark(self, shadow: str, queue: MessageQueue, target: int) -> None:
+        """Let nothing from ``target`` on count as handed out."""
+        mark = await self._making.asking.committed(shadow, queue)
+        # None: nobody marks this queue.  One with a trial is larger than any offset.
+        if mark is not None and mark > target:
+            await self._making.asking.commit(shadow, queue, target)
 
     async def _tell(self, broker: str, native: str, topic: str, timestamp: int) -> None:
         fields = {

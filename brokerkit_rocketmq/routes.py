@@ -202,7 +202,11 @@ class Routes:
         if route != entry.route:
             entry.route = route
             for watcher in tuple(entry.watchers):
-                watcher(route)
+                try:
+                    watcher(route)
+                except Exception:
+                    # A fault of ours: the others are told, and who asked gets the route.
+                    log.exception("one who watches the route of %s failed", topic)
         return route
 
     async def _missing(self, topic: str, entry: _Entry) -> Route | BrokerError:

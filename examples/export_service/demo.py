@@ -70,6 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             show.fail(f"The demo ended: {error}")
             return _WRONG if isinstance(error, ConfigurationError) else _FAILED
         finally:
+            demo.abandon()
             if show.gone:
                 # What Python still holds for a reader that is gone would raise once more at its end.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -133,6 +134,11 @@ class Demo:
             self._stop()
         if self._manager is not None:
             self._manager.close()
+
+    def abandon(self) -> None:
+        """End what `close` did not come to, whatever kept it from that."""
+        if self._crew is not None:
+            self._crew.kill_all()
 
     def interrupted(self) -> int:
         """Say where everything is after Ctrl-C."""
@@ -289,25 +295,22 @@ class Demo:
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _stop(self) -> None:
-        if self._crew is None:
+        crew = self._crew
+        if crew is None:
             return
-        crew, self._crew = self._crew, None
         seen = self._interrupts.count
         if seen:
             self._show.end()
             self._show.say("\nStopping the workers; they finish what they have begun. Once more stops without waiting.")
-        try:
-            for _ in crew.stop():
-                if self._interrupts.count > seen:
-                    seen = self._interrupts.count
-                    if seen > 2:
-                        crew.kill_all()
-                    else:
-                        crew.hurry()
-        except KeyboardInterrupt:
-            # The first one, while an ordinary stop was under way.
-            self._crew = crew
-            raise
+        for _ in crew.stop():
+            if self._interrupts.count > seen:
+                seen = self._interrupts.count
+                if seen > 2:
+                    crew.kill_all()
+                else:
+                    crew.hurry()
+        # Not earlier: what interrupts an ordinary stop leaves the rest of it to the next call.
+        self._crew = None
 
 
 def _unwritable(folder: Path, error: OSError) -> OSError:

@@ -92,7 +92,8 @@ class Show:
             return
         try:
             draw()
-        except OSError:
+        except (OSError, SystemExit):
+            # rich ends the program for a pipe without a reader (`Console.on_broken_pipe`).
             self.gone = True
 
     # --- progress -------------------------------------------------------------------------------------------------

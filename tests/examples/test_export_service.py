@@ -86,6 +86,17 @@ def start(place: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+def end(demo: subprocess.Popen[Any]) -> None:
+    """Leave nothing of it behind: killed at once it could not stop its workers."""
+    if demo.poll() is None:
+        demo.terminate()
+        try:
+            demo.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            demo.kill()
+            demo.wait()
+
+
 def run(place: Path, *options: str) -> Run:
     account = place / "account.json"
     account.unlink(missing_ok=True)
@@ -93,7 +104,7 @@ def run(place: Path, *options: str) -> Run:
         try:
             printed, _ = demo.communicate(timeout=400)
         finally:
-            demo.kill()
+            end(demo)
     assert "Traceback" not in printed, printed
     return Run(demo.returncode, printed, json.loads(account.read_text()) if account.exists() else {})
 
@@ -110,7 +121,7 @@ def interrupt(place: Path, times: int) -> Run:
                     demo.send_signal(signal.SIGINT)
             demo.wait(timeout=120)
         finally:
-            demo.kill()
+            end(demo)
     assert "Traceback" not in printed, printed
     assert processes(f"demo-{demo.pid}") == []
     return Run(demo.returncode, printed, {})
@@ -245,10 +256,24 @@ def test_a_terminal_that_is_closed_leaves_no_process(tmp_path: Path) -> None:
         demo.send_signal(signal.SIGHUP)
         assert demo.wait(timeout=120) == 130
     finally:
-        demo.kill()
-        demo.wait()
+        end(demo)
 
     assert b"Traceback" not in shown
+    assert processes(f"demo-{demo.pid}") == []
+
+
+@pytest.mark.parametrize("said", ["workers", "sent"])
+def test_sigterm_leaves_no_process_when_nobody_reads_what_is_said(tmp_path: Path, said: str) -> None:
+    with start(tmp_path) as demo:
+        try:
+            assert demo.stdout is not None
+            while not demo.stdout.readline().startswith(said):
+                assert demo.poll() is None
+            demo.stdout.close()
+            demo.terminate()
+            assert demo.wait(timeout=120) == 130
+        finally:
+            end(demo)
     assert processes(f"demo-{demo.pid}") == []
 
 

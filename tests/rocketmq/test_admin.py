@@ -9,11 +9,12 @@ import pytest
 
 from brokerkit import AsyncManager, Manager
 from brokerkit.errors import BrokerUnavailable, CapabilityNotSupported, ConfigurationError, TopicNotFound
-from brokerkit.spi import Outbound, TopicSpec, ToTopic
+from brokerkit.spi import Inbound, Outbound, TopicSpec, ToTopic
 from brokerkit.testing.deadlines import eventually
 from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.consumer import RocketMQConsumer
+from brokerkit_rocketmq.marks import Mark, Trial
 from brokerkit_rocketmq.remoting.messages import StoredMessage
 from brokerkit_rocketmq.sources import Source
 from tests.rocketmq.administration import CLOCK, LONG, Scene, a_topic, administering
@@ -140,6 +141,31 @@ async def test_offsets_are_reset_while_nobody_is_connected(rocketmq: RocketMQCon
         assert (await scene.admin.lag(topic.name, "work")).total == 0
         with pytest.raises(ConfigurationError, match="'earliest' or 'latest'"):
             await scene.admin.reset_offsets(topic.name, "work", "yesterday")
+
+
+async def test_what_comes_again_after_a_reset_is_not_suspected(rocketmq: RocketMQControl) -> None:
+    """What a process that died had in its hands is read again because somebody wants it to be."""
+    topic = a_topic("work", queues=1)
+    async with administering(rocketmq) as scene:
+        await scene.declare(topic)
+        for number in range(4):
+            await scene.store(message(topic, number))
+        (queue,) = (await scene.client.routes.route(scene.names.topic(topic.name))).readable
+        shadow = scene.names.shadow(topic.name, "work")
+        assert shadow is not None
+        for committed, mark in ((0, Mark(4)), (2, Mark(4)), (4, Mark(4)), (2, Mark(4, trial=Trial(2, starts=1)))):
+            await scene.commit(topic.name, "work", committed)
+            await scene.making.asking.commit(shadow, queue, mark.number)
+            await scene.admin.reset_offsets(topic.name, "work", "earliest")
+            async with a_member(scene, topic) as consumer:
+                found: list[Inbound] = []
+                while len(found) < 4:
+                    found += await consumer.receive(4, LONG)
+                assert [one.redelivered for one in found] == [False] * 4, (committed, mark)
+        # A group that only members of another kind have is not marked by anybody.
+        await scene.admin.delete_group(shadow)
+        assert await scene.admin.reset_offsets(topic.name, "work", "latest") == {"broker-a:0": 4}
+        assert await scene.admin.reset_offsets(topic.name, "work", "earliest") == {"broker-a:0": 0}
 
 
 async def test_a_member_goes_back_when_offsets_are_reset(rocketmq_old: RocketMQControl) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,13 +15,18 @@ import pytest
 
 from brokerkit.errors import BrokerUnavailable
 from brokerkit.spi import Finding
-from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit.testing.deadlines import eventually
+from brokerkit.testing.services.rocketmq import RocketMQControl, RocketMQServer
+from brokerkit.testing.services.rocketmq_wire import request
 from brokerkit_rocketmq.admin_data import BrokerInfo
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.diagnosis import unreachable_brokers
 from brokerkit_rocketmq.registrations import Registration, Subscription
 from tests.rocketmq.administration import LONG, Scene, a_topic, administering
 from tests.rocketmq.servers import WORKER
+
+#: ``RequestCode.UNREGISTER_BROKER``: a NameServer forgets a broker until that tells of itself again.
+_UNREGISTER_BROKER = 104
 
 
 def of_level(level: str, findings: Iterable[Finding], about: str = "") -> list[str]:
@@ -62,6 +68,39 @@ async def test_a_registered_address_that_nobody_can_reach_is_told_with_its_cure(
     assert registered in wrong
     assert "brokerIP1" in wrong
     assert "address_map" in wrong
+
+
+async def test_each_name_server_is_looked_at_by_itself(own_pair: RocketMQServer) -> None:
+    second = own_pair.name_servers[1]
+    async with administering(own_pair, url=f"{own_pair.url},nowhere.invalid:9876", timeout=10.0) as scene:
+        found = await scene.diagnosis.diagnose()
+        (wrong,) = of_level("wrong", found)
+        assert "nowhere.invalid" in wrong
+        for server in own_pair.name_servers:
+            (well,) = of_level("ok", found, f"NameServer {server.address}")
+            assert "broker-a at" in well and "broker-b at" in well
+
+        broker = own_pair.broker("broker-b").describe()
+        fields = {
+            "brokerName": broker.name,
+            "brokerAddr": broker.address,
+            "clusterName": own_pair.address.cluster,
+            "brokerId": "0",
+        }
+
+        async def is_told_of_the_missing_broker() -> bool:
+            # The broker tells of itself every ten seconds.
+            await asyncio.to_thread(request, second.address, _UNREGISTER_BROKER, fields)
+            wrong = of_level("wrong", await scene.diagnosis.diagnose(), f"NameServer {second.address}")
+            return (
+                bool(wrong) and f"does not know broker-b at {broker.address}" in wrong[0] and "namesrvAddr" in wrong[0]
+            )
+
+        await eventually(is_told_of_the_missing_broker, LONG, "a finding")
+        await asyncio.to_thread(second.kill)
+        (wrong,) = of_level("wrong", await scene.diagnosis.diagnose(), f"NameServer {second.address}")
+        assert "it does not answer" in wrong
+        assert "take it off the list" in wrong
 
 
 def test_a_connection_that_finds_no_broker_says_the_same() -> None:

@@ -15,6 +15,7 @@ from brokerkit.spi import ConnectOptions, ConsumerOptions, GroupSpec, Inbound, O
 from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.backend import RocketMQBackend
 from brokerkit_rocketmq.remoting.messages import StoredMessage
+from tests.rocketmq.consuming import consuming, take
 
 CLOCK = SystemClock()
 #: Seconds; a machine that runs other tests too is slow.
@@ -154,3 +155,17 @@ async def test_the_largest_body_is_stored(rocketmq: RocketMQControl) -> None:
         (inbound,) = await one.through(one.message(body=body))
 
         assert inbound.body == body
+
+
+async def test_clients_of_another_kind_may_write_what_stands_for_empty_and_hidden_texts(
+    rocketmq: RocketMQControl,
+) -> None:
+    async with consuming(rocketmq, queues=1) as scene:
+        consumer = await scene.consume()
+        hidden = '{"fields":{"bk-type":""},"headers":{"TAGS":"x","note":""}}'
+        await scene.put(0, b"\0", **{"bk-empty": "1", "bk-hidden": hidden, "plain": "y"})
+        await scene.put(0, b"\0")
+        empty, zero = await take(consumer, 2)
+        assert (empty.body, zero.body) == (b"", b"\0")
+        assert (empty.type, empty.tag, empty.headers) == ("", None, {"TAGS": "x", "note": "", "plain": "y"})
+        await consumer.ack([empty, zero])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from brokerkit.testing.clock import VirtualClock
 from brokerkit.testing.deadlines import eventually
-from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit.testing.services.rocketmq import RocketMQControl, RocketMQServer
 from brokerkit_rocketmq.client import Client
 from brokerkit_rocketmq.locks import Locks
 from brokerkit_rocketmq.remoting.codes import RequestCode
+from tests.rocketmq.clients import membership
 from tests.rocketmq.consuming import CLOCK, LONG, Scene, consuming
 
 
@@ -86,4 +88,38 @@ async def test_the_lock_of_a_member_that_left_is_taken_for_as_long_as_it_may_liv
             return acquiring.done()
 
         await eventually(is_locked, within=LONG, what="the lock of a member that has just left")
+        assert locks.held == {queue}
+
+
+async def test_a_lock_is_not_taken_from_a_member_that_one_broker_has_lost_sight_of(own_pair: RocketMQServer) -> None:
+    clock = VirtualClock()
+    # An ordered topic of ours is on one broker; one that was there before may be on several.
+    async with consuming(own_pair, queues=1) as scene, locking(scene, clock) as locks:
+        (queue,) = [one for one in await scene.queues() if one.broker == "broker-b"]
+        group = scene.names.group(scene.topic, "g")
+        unreachable = {own_pair.broker("broker-a").describe().address: "127.0.0.1:1"}
+        dial = replace(scene.client_options.dial, address_map=unreachable)
+        owner = Client(replace(scene.client_options, dial=dial), CLOCK)
+        try:
+            await owner.open()
+            await owner.register_consumer(membership(group, queue.topic))
+            assert await scene.asking.members(group, "broker-a") == frozenset()
+            assert await scene.asking.members(group, "broker-b") == {owner.client_id}
+            assert await scene.asking.locked(RequestCode.LOCK_BATCH_MQ, group, owner.client_id, [queue]) == 1
+            # This is what broker-a tells.
+            locks.members([owner.client_id, "me"])
+            locks.members(["me"])
+            acquiring = asyncio.create_task(locks.acquire(queue))
+            for _ in range(3):
+                await eventually(lambda: clock.pending > 0, within=LONG, what="an attempt that failed")
+                await clock.advance(1.0)
+            assert not acquiring.done()
+        finally:
+            await owner.aclose()
+
+        async def is_locked() -> bool:
+            await clock.advance(1.0)
+            return acquiring.done()
+
+        await eventually(is_locked, within=LONG, what="the lock of a member that has left both brokers")
         assert locks.held == {queue}
