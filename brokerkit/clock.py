@@ -42,11 +42,11 @@ class Clock(Protocol):
 class SystemClock:
     """The clock of the machine."""
 
+    # As it is: it is asked several times for every message.
+    monotonic = staticmethod(time.monotonic)
+
     def time(self) -> float:
         return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -204,7 +204,8 @@ class Consumer:
         """Settle as done.  Bundled with others and handed to the broker at once, without waiting for it."""
         self.unsettled.discard(inbound)
         self._acks.append(inbound)
-        self._wake_settler()
+        if self._settle_wake is not None:
+            self._wake_settler()
 
     def release(self, inbound: Inbound) -> None:
         """Give back, not counted."""
@@ -287,16 +288,16 @@ class Consumer:
                 log.debug("settlements of group %s may be lost: %s", self.options.group, error)
 
     def _wake_settler(self) -> None:
-        if self._settle_wake is not None and not self._settle_wake.done():
-            self._settle_wake.set_result(None)
+        wake, self._settle_wake = self._settle_wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
 
     async def _settle_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             while not (self._acks or self._releases):
-                self._settle_wake = loop.create_future()
-                await self._settle_wake
-            self._settle_wake = None
+                wake = self._settle_wake = loop.create_future()
+                await wake
             try:
                 done = await self._hand_over()
             except Exception:

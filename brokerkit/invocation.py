@@ -58,6 +58,8 @@ class Invocation:
         self.stuck: dict[Inbound, float] = {}
         self._spec = spec
         self._executors = executors
+        self._monotonic = executors.clock.monotonic
+        self._record_latency = executors.metrics.record_latency
         self._settler = settler
         self._function = spec.function
         self._in_process = spec.executor == "process"
@@ -78,16 +80,16 @@ class Invocation:
 
         Raise CancelledError only when ``slots`` are being closed.
         """
-        clock, metrics = self._executors.clock, self._executors.metrics
+        monotonic = self._monotonic
         delivery: Delivery | None = None
-        began = clock.monotonic()
+        began = monotonic()
         try:
             if inbound.problem is not None:
                 raise DecodeError(inbound.problem)
             if self._decode is not None:
                 arguments = [self._decode(inbound.body)]
             else:
-                now = clock.time()
+                now = self._executors.clock.time()
                 delivery = Delivery(inbound, self._settler, attempt, now)
                 arguments = self._arguments(inbound, attempt, delivery, now)
             if self._in_process:
@@ -112,7 +114,8 @@ class Invocation:
         except BaseException as error:
             return error, delivery
         finally:
-            metrics.record_latency("handle", clock.monotonic() - began)
+            ended = monotonic()
+            self._record_latency("handle", ended - began, ended)
         return value, delivery
 
     def _arguments(self, inbound: Inbound, attempt: int, delivery: Delivery, now: float) -> list[Any]:

@@ -126,9 +126,9 @@ class Metrics:
             self._turn()
         self._counts[name] += n
 
-    def record_latency(self, kind: str, seconds: float) -> None:
-        """Record one latency.  Kinds are free names, e.g. ``send`` and ``handle``."""
-        if self._monotonic() >= self._end:
+    def record_latency(self, kind: str, seconds: float, now: float | None = None) -> None:
+        """Record one latency.  Kinds are free names, e.g. ``send`` and ``handle``.  ``now``: monotonic, if known."""
+        if (self._monotonic() if now is None else now) >= self._end:
             self._turn()
         histogram = self._histograms[kind]
         # Wall clocks of two machines differ: a latency may come out negative, and counts as the shortest one.

@@ -67,6 +67,8 @@ class Producer:
         self._driver: ProducerDriver | None = None
         #: Of ordered topics.
         self._turns: dict[str, asyncio.Lock] = {}
+        #: By topic.
+        self._destinations: dict[str, ToTopic] = {}
         #: `Topic` objects that the topology knows already.
         self._entered: set[Topic[Any]] = set()
 
@@ -190,20 +192,18 @@ class Producer:
             self._check_size(name, len(body))
         now = self._clock.time()
         spec = self._topology.ensure(name)
+        destination = self._destinations.get(name) or self._destinations.setdefault(name, ToTopic(name))
         if not options:
-            return Outbound(
-                destination=ToTopic(name),
-                body=body,
-                message_id=self._ids(),
-                content_type=content_type,
-                timestamp=now,
-                ordered=spec.ordered,
-            )
+            outbound = Outbound(destination, body, self._ids())
+            outbound.content_type = content_type
+            outbound.timestamp = now
+            outbound.ordered = spec.ordered
+            return outbound
         headers, due = check_options(options, now)
         if due is not None and spec.ordered:
             raise PayloadError("a delayed message has no place in the order of an ordered topic", topic=name)
         return Outbound(
-            destination=ToTopic(name),
+            destination=destination,
             body=body,
             message_id=options.get("message_id") or self._ids(),
             headers=headers,
@@ -312,7 +312,11 @@ class Producer:
             patience = deadline - self._clock.monotonic()
         else:
             self._check_offers(name, outbound)
-        failure = (await self._attempt(driver, (outbound,), patience))[0]
+        if patience >= self._link.attempt_timeout:
+            # What `_attempt` does, without one more coroutine for every message.
+            failure = (await driver.send((outbound,)))[0]
+        else:
+            failure = (await self._attempt(driver, (outbound,), patience))[0]
         return failure and (await self._insist([outbound], [failure], deadline))[0]
 
     async def _attempt(

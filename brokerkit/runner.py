@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from brokerkit.delivery import Delivery
@@ -92,6 +92,8 @@ class Runner:
             if sub.crashed(inbound) and attempt > self.policy.max_attempts and self.policy.exhausted == "dead":
                 await sub.fate.bury(inbound, attempt - 1, "worker-crash", CRASHED, self.name)
                 return
+            if inbound.started and consumer.trials is not None and not await sub.begin_trial(consumer.trials, inbound):
+                return
         if self.spec.idempotent:
             try:
                 key = self._key(inbound)
@@ -114,10 +116,11 @@ class Runner:
             else:
                 await self._succeeded(inbound, attempt, outcome)
 
-    async def run(self, inbound: Inbound, attempt: int) -> tuple[Any, Delivery | None]:
+    def run(self, inbound: Inbound, attempt: int) -> Coroutine[Any, Any, tuple[Any, Delivery | None]]:
         """Run the handler; return its value, or the exception it failed with, and the delivery if it got one."""
         self._sub.consumer.mark_started(inbound)
-        return await self.invocation.run(inbound, attempt, self.slots)
+        # Not awaited here: each coroutine in between costs every message.
+        return self.invocation.run(inbound, attempt, self.slots)
 
     # --- what becomes of it ---
 

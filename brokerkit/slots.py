@@ -52,6 +52,8 @@ class Slots:
         self._failed = failed
         self._after = after
         self._idle: deque[asyncio.Future[None]] = deque()
+        #: Whether more slots are woken in the next turn of the loop, if anything is queued then.
+        self._rousing = False
         self._tasks: set[asyncio.Task[None]] = set()
         #: Slots that were cancelled by somebody else than `cancel`: they end when nothing is queued.
         self._leaving: set[asyncio.Task[None] | None] = set()
@@ -59,14 +61,38 @@ class Slots:
     def submit(self, inbound: Inbound) -> None:
         """Queue a delivery."""
         self.queue.append(inbound)
+        if not self._rousing:
+            self._rouse(1)
+
+    def _rouse(self, count: int) -> None:
+        """Have ``count`` more slots look at the queue now, and twice as many in the next turn of the loop, and so on.
+
+        One slot does the work of many where handlers never suspend, and waking one for every delivery would cost a
+        third of the whole core.
+        """
+        self._rousing = False
+        if self.closing:
+            return
+        for _ in range(min(count, len(self.queue))):
+            if not self._wake():
+                # All have work, and look at the queue when it is done.
+                return
+        if self.queue:
+            self._rousing = True
+            asyncio.get_running_loop().call_soon(self._rouse, 2 * count)
+
+    def _wake(self) -> bool:
+        """Have one more slot look at the queue; return False when none is idle."""
         while self._idle:
             idle = self._idle.popleft()
             if not idle.done():
                 idle.set_result(None)
-                return
-        if len(self._tasks) < self._concurrency:
-            task = asyncio.get_running_loop().create_task(self._slot(), name=f"brokerkit-handler-{self._name}")
-            self._tasks.add(task)
+                return True
+        if len(self._tasks) >= self._concurrency:
+            return False
+        task = asyncio.get_running_loop().create_task(self._slot(), name=f"brokerkit-handler-{self._name}")
+        self._tasks.add(task)
+        return True
 
     def take_back(self) -> list[Inbound]:
         """Return what is queued and not started, and forget it."""

@@ -40,6 +40,7 @@ from brokerkit.errors import ConfigurationError, MessageTooLarge
 from brokerkit.spi import Clock, Inbound, Outbound, ToGroup, ToInbox, ToTopic
 from brokerkit_rocketmq.delays import DELAY, Delays, parse_levels
 from brokerkit_rocketmq.errors import NAME
+from brokerkit_rocketmq.layouts import Layouts
 from brokerkit_rocketmq.names import Names
 from brokerkit_rocketmq.native import NativeOptions, native_options
 from brokerkit_rocketmq.property_text import (
@@ -69,6 +70,7 @@ from brokerkit_rocketmq.property_text import (
     join_packed,
     mark,
     number,
+    plain_text,
     read_rest,
     restore,
 )
@@ -140,6 +142,7 @@ class Codec:
         self._timers = settings.timers == "auto"
         self._levels = Delays()
         self._timed = Delays(timers=True)
+        self._layouts = Layouts()
         if settings.delay_levels is not None:
             self.use_levels(parse_levels(settings.delay_levels))
 
@@ -149,12 +152,34 @@ class Codec:
 
     # --- on the way out ---
 
-    def encode(self, message: Outbound, *, five: bool) -> WireMessage:
-        """Return the message for a broker of 5.x (``five``) or of 4.9.
+    def encode(self, message: Outbound, *, five: bool, topic: str | None = None) -> WireMessage:
+        """Return the message for a broker of 5.x (``five``) or of 4.9; ``topic``: its native topic, if known.
 
         Raise `MessageTooLarge` that names the limit, `ConfigurationError` for options that RocketMQ has not and for
         names that it does not take.
         """
+        destination, body = message.destination, message.body
+        if (
+            type(destination) is ToTopic
+            and not message.headers
+            and message.native is None
+            and message.due is None
+            and 0 < len(body) <= self._plain_below
+        ):
+            # Most messages are so plain, and this takes half the time.
+            text = plain_text(message)
+            if text is not None:
+                size = len(text) if text.isascii() else len(text.encode())
+                if size <= _MOST_NEW:
+                    native = topic or self._names.topic(destination.topic)
+                    return WireMessage(native, body, text, size + len(body), self._born(message))
+        return self._encode_any(message, five)
+
+    def _born(self, message: Outbound) -> int:
+        stamp = message.timestamp
+        return int((stamp if stamp > 0 else self._clock.time()) * 1000)
+
+    def _encode_any(self, message: Outbound, five: bool) -> WireMessage:
         options = native_options(message.native) if message.native else None
         headers = message.headers
         topic, again, pairs = self._address(message)
@@ -190,8 +215,7 @@ class Codec:
         size = len(text) if text.isascii() else len(text.encode())
         if size > _MOST_NEW:
             text, size = _fitting(text, size, pairs, headers, again)
-        stamp = message.timestamp if message.timestamp > 0 else self._clock.time()
-        wire = WireMessage(topic, body, text, size + len(body), int(stamp * 1000))
+        wire = WireMessage(topic, body, text, size + len(body), self._born(message))
         wire.flag = flag
         wire.sys_flag = sys_flag
         wire.delayed = delayed
@@ -242,6 +266,10 @@ class Codec:
         Never raises for what a foreign sender wrote.  A body that cannot be decoded is the stored bytes, with
         `Inbound.problem`.
         """
+        if not stored.flag and not stored.sys_flag & COMPRESSED and stored.problem is None:
+            plain = self._decode_plain(stored, topic, group)
+            if plain is not None:
+                return plain
         found = stored.own_properties()
         pop = found.pop
         problem = stored.problem
@@ -279,6 +307,40 @@ class Codec:
             read_rest(inbound, found, stored.flag)
         if problem is not None:
             mark(inbound, stored, problem)
+        return inbound
+
+    def _decode_plain(self, stored: StoredMessage, topic: str, group: str) -> Inbound | None:
+        """Return what `decode` would, in a third of the time, where the properties are laid out as others before."""
+        if stored.topic == self._names.inbox:
+            return None
+        layouts = self._layouts
+        text = str(stored.raw_properties, "utf-8", "replace")
+        for layout in layouts.tried:
+            values = layout.match(text)
+            if values is not None:
+                break
+        else:
+            layouts.learn(stored.properties)
+            return None
+        if layout is not layouts.tried[0]:
+            layouts.prefer(layout)
+        message_id, key, tag, kind, content_type, correlation_id, reply_to, stamp = values.group(*layout.fields)
+        headers = {name: values[place] for name, place in layout.headers} if layout.headers else {}
+        inbound = Inbound(topic, group, stored.raw_body, message_id or stored.offset_id, headers)
+        inbound.key = key
+        inbound.tag = tag
+        inbound.type = kind
+        inbound.content_type = content_type
+        inbound.correlation_id = correlation_id
+        inbound.reply_to = reply_to
+        inbound.native = stored
+        if stored.reconsume_times > 0:
+            inbound.native_attempt = stored.reconsume_times + 1
+        written = None if stamp is None else number(stamp)
+        if written is not None:
+            inbound.timestamp = written
+        elif stored.born_timestamp > 0:
+            inbound.timestamp = stored.born_timestamp / 1000
         return inbound
 
 

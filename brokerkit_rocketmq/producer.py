@@ -71,6 +71,7 @@ class RocketMQProducer:
         most_bytes = min(MOST_BYTES, limits.max_message_size)
         self._sending = Sending(client, codec, self._outlets, clock, group, most_bytes, missing)
         self._closed = False
+        self._loop = asyncio.get_running_loop()
         #: By topic and whether an order is kept and an answer waited for.
         self._lanes: dict[tuple[str, bool, bool], Lane] = {}
         #: Calls in the order of their deadlines, which is the order in which they were made.
@@ -86,7 +87,7 @@ class RocketMQProducer:
         if not messages:
             return []
         timeout = self._limits.attempt_timeout
-        call = Call(len(messages), self._clock.monotonic() + timeout, asyncio.get_running_loop().create_future())
+        call = Call(len(messages), self._clock.monotonic() + timeout, self._loop.create_future())
         self._calls.append(call)
         if self._alarm is None:
             self._alarm = self._clock.call_later(timeout, self._time_is_up)

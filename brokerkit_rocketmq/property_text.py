@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from brokerkit.spi import Inbound
+from brokerkit.spi import Inbound, Outbound
 from brokerkit_rocketmq.remoting.compression import COMPRESSED, decompress
 from brokerkit_rocketmq.remoting.messages import StoredMessage
-from brokerkit_rocketmq.remoting.properties import SYSTEM as SYSTEM_NAMES
-from brokerkit_rocketmq.remoting.properties import SYSTEM_PREFIXES
+from brokerkit_rocketmq.remoting.properties import is_system
 
 __all__ = [
     "CONTENT_TYPE", "CORRELATION", "DUE", "EMPTY", "FOREIGN", "KEY", "KEYS", "MESSAGE_ID", "NOTHING", "ORIGIN_ID",
     "ORIGIN_TOPIC", "PRIORITY", "REPLY_TO", "RETRY_TOPIC", "SHARDING", "STORED", "TAG", "TAGS", "TIME", "TYPE", "Pairs",
-    "join", "join_fields", "join_packed", "mark", "number", "read_rest", "restore",
+    "is_dropped", "is_header", "join", "join_fields", "join_packed", "mark", "number", "plain_text", "read_rest",
+    "restore",
 ]  # fmt: skip
 
 #: Names and values in the order in which they are written.
@@ -58,6 +57,45 @@ _FIELDS = {
 }
 #: What holds other properties, or never travels.
 _OURS = frozenset({EMPTY, _HIDDEN, _PACKED, FOREIGN, STORED})
+#: What is more than a header, but for system properties: a field, or something that is read in a way of its own.
+_FIELD_NAMES = frozenset({*_FIELDS, ORIGIN_ID, TIME, DUE, PRIORITY, *_OURS})
+
+
+def plain_text(message: Outbound) -> str | None:
+    """Return the text of a message that goes to a topic and has neither headers, delay nor native options.
+
+    It is what `join_fields` would make of its fields; None where one of them cannot be written as it is.
+    """
+    text = f"{MESSAGE_ID}\x01{message.message_id}\x02"
+    count = 1
+    if message.tag is not None:
+        text += f"{TAGS}\x01{message.tag}\x02"
+        count += 1
+    if message.timestamp > 0:
+        text += f"{TIME}\x01{message.timestamp!r}\x02"
+        count += 1
+    if message.content_type is not None:
+        text += f"{CONTENT_TYPE}\x01{message.content_type}\x02"
+        count += 1
+    if message.key is not None:
+        text += f"{KEYS}\x01{message.key}\x02"
+        count += 1
+        if message.ordered:
+            text += f"{SHARDING}\x01{message.key}\x02"
+            count += 1
+    if message.type is not None:
+        text += f"{TYPE}\x01{message.type}\x02"
+        count += 1
+    if message.correlation_id is not None:
+        text += f"{CORRELATION}\x01{message.correlation_id}\x02"
+        count += 1
+    if message.reply_to is not None:
+        text += f"{REPLY_TO}\x01{message.reply_to}\x02"
+        count += 1
+    if message.priority:
+        text += f"{PRIORITY}\x01{message.priority}\x02"
+        count += 1
+    return text if _is_whole(text, count) else None
 
 
 def join_fields(pairs: Pairs) -> str:
@@ -71,7 +109,7 @@ def join(pairs: Pairs, headers: Mapping[str, str]) -> str:
     hidden: dict[str, str] = {}
     plain: Pairs = []
     for name, value in headers.items():
-        if name in SYSTEM_NAMES or name.startswith(SYSTEM_PREFIXES):
+        if is_system(name):
             hidden[name] = value
         elif name not in _OURS:
             plain.append((name, value))
@@ -135,7 +173,7 @@ def read_rest(inbound: Inbound, found: dict[str, str], flag: int) -> None:
     foreign: dict[str, str] = {}
     if not found.keys().isdisjoint(_OURS):
         _read_ours(inbound, found)
-    for name in [name for name in found if name in SYSTEM_NAMES or name.startswith(SYSTEM_PREFIXES)]:
+    for name in [name for name in found if is_system(name)]:
         value = found.pop(name)
         if name in _KEPT and value:
             foreign[name] = value
@@ -193,13 +231,24 @@ def _texts(value: object) -> dict[str, str]:
     return {name: text for name, text in value.items() if isinstance(text, str) and name}
 
 
+def is_header(name: str) -> bool:
+    """Return whether a property of this name is a header, whatever its value and the others are."""
+    return name not in _FIELD_NAMES and not is_system(name)
+
+
+def is_dropped(name: str) -> bool:
+    """Return whether a property of this name tells brokers and clients something, and nobody else."""
+    return is_system(name) and name not in _FIELD_NAMES and name not in _KEPT
+
+
 def number(text: str) -> float | None:
     """Return a number that somebody wrote as a text, or None: a foreign sender may write nan there."""
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) and abs(value) < 1e18 else None
+    # False for nan, too.
+    return value if -1e18 < value < 1e18 else None
 
 
 def mark(inbound: Inbound, stored: StoredMessage, problem: str) -> None:

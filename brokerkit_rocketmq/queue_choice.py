@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from brokerkit_rocketmq.outlets import Outlet, Outlets
@@ -38,25 +38,23 @@ class Rotation:
         """Return how many of ``count`` messages one request takes, so that all consumers get some of them."""
         return max(_LEAST_SHARE, -(-count // max(1, len(self._places))))
 
-    def next(self, now: float) -> tuple[MessageQueue, Outlet] | None:
+    def next(self, now: float, crowded: Collection[Outlet] = ()) -> tuple[MessageQueue, Outlet] | None:
         """Return the queue that takes the next request, on a broker that has room for it; None: wait for one.
 
-        Connections that are missing are begun.
+        Brokers that are ``crowded`` have none.  Connections that are missing are begun.
         """
         avoided = [outlet for outlet in self.outlets if outlet.avoided_until > now]
-        if not avoided:
-            return self._next(now, self.outlets)
-        if len(avoided) < len(self.outlets):
-            return self._next(now, [outlet for outlet in self.outlets if outlet.avoided_until <= now])
-        # All of them: the one whose trouble is the oldest.
-        return self._next(now, [min(avoided, key=lambda outlet: outlet.avoided_until)])
-
-    def _next(self, now: float, candidates: Sequence[Outlet]) -> tuple[MessageQueue, Outlet] | None:
+        candidates: Sequence[Outlet] = self.outlets
+        if len(avoided) == len(self.outlets):
+            # The one whose trouble is the oldest.
+            candidates = [min(avoided, key=lambda outlet: outlet.avoided_until)]
+        elif avoided:
+            candidates = [outlet for outlet in self.outlets if outlet.avoided_until <= now]
         fit = []
         for outlet in candidates:
             if not outlet.is_open:
                 outlet.connect()
-            elif outlet.has_room(now):
+            elif outlet not in crowded and outlet.has_room(now):
                 fit.append(outlet)
         if not fit:
             return None
@@ -82,7 +80,7 @@ class Fixed:
         """Return how many of ``count`` messages one request takes: as many as it can."""
         return count
 
-    def next(self, now: float) -> tuple[MessageQueue, Outlet] | None:
+    def next(self, now: float, crowded: Collection[Outlet] = ()) -> tuple[MessageQueue, Outlet] | None:
         """Return the queue if its broker has room now; None: wait.  A connection that is missing is begun."""
         (outlet,) = self.outlets
         if not outlet.is_open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +32,9 @@ __all__ = ["Sending", "Strand"]
 _BUSY = frozenset({ResponseCode.SYSTEM_BUSY, ResponseCode.FLOW_CONTROL})
 #: It takes no messages, another one may (``DefaultMQProducer.retryResponseCodes``).
 _AWAY = frozenset({ResponseCode.SERVICE_NOT_AVAILABLE, ResponseCode.NO_PERMISSION, ResponseCode.GO_AWAY})
+#: Requests under way to one broker behind which messages wait for company.  Messages that come one by one, each when
+#: another one is answered, would else leave one by one for ever, and brokers and we work for each request.
+_BEHIND = 8
 #: What a batch is refused with for the sake of one message: 4.9.x answers 13 and 5.x also 1.
 _BAD_MESSAGE = frozenset({ResponseCode.SYSTEM_ERROR, ResponseCode.MESSAGE_ILLEGAL})
 
@@ -91,8 +94,12 @@ class Strand:
         #: Tasks that read the route again.
         self._checks: set[asyncio.Task[None]] = set()
         self._closed = False
-        #: Whether the last one was sent together with others.
+        #: Whether the last one was sent together with others, and whether it may have been.
         self._in_company = False
+        self._batchable = True
+        #: Requests without an answer by broker, and the messages in them.
+        self._requests: dict[Outlet, int] = {}
+        self._messages = 0
 
     @property
     def idle(self) -> bool:
@@ -109,14 +116,14 @@ class Strand:
     def flush(self) -> None:
         """Go on as far as possible."""
         sending = self._sending
-        most = min(MOST_MESSAGES, self.choice.share_of(len(self.waiting)))
+        most = min(MOST_MESSAGES, self.choice.share_of(len(self.waiting) + self._messages))
         while (self.waiting or self._again) and not (self._ordered and self.in_flight) and not self._closed:
-            place = self.choice.next(sending.clock.monotonic())
+            place = self.choice.next(sending.clock.monotonic(), self._crowded(most))
             if place is None:
                 sending.outlets.wait(self)
                 return
             queue, outlet = place
-            encode = partial(sending.codec.encode, five=outlet.five)
+            encode = partial(sending.codec.encode, five=outlet.five, topic=self._topic)
             if self._again:
                 parcel = pack(self._again, encode, most_messages=1, most_bytes=0, second=True)
             else:
@@ -124,12 +131,19 @@ class Strand:
             if parcel is not None:
                 self._post(parcel, queue, outlet)
 
+    def _crowded(self, most: int) -> Collection[Outlet]:
+        """Return the brokers whose next answer is worth waiting for: by then there may be ``most`` messages."""
+        if self._ordered or self._again or not self._batchable or len(self.waiting) >= most:
+            return ()
+        return [outlet for outlet, requests in self._requests.items() if requests >= _BEHIND]
+
     def _post(self, parcel: Parcel, queue: MessageQueue, outlet: Outlet) -> None:
         sending = self._sending
         connection = outlet.connection
         if connection is None:
             raise RuntimeError(f"{outlet.name} was chosen without a connection")
         self._in_company = parcel.is_batch
+        self._batchable = parcel.wire.batchable
         fields = parcel.fields(self._sender, queue.queue_id)
         if self._oneway:
             try:
@@ -140,6 +154,8 @@ class Strand:
                 parcel.stored()
             return
         outlet.took(len(parcel.entries), len(parcel.body))
+        self._requests[outlet] = self._requests.get(outlet, 0) + 1
+        self._messages += len(parcel.entries)
         self.in_flight += 1
         timeout = max(0.0, parcel.deadline - sending.clock.monotonic())
         answer = connection.request(parcel.code, fields, parcel.body, timeout=timeout)
@@ -153,6 +169,10 @@ class Strand:
 
     def _answered(self, parcel: Parcel, outlet: Outlet, answer: asyncio.Future[Frame]) -> None:
         outlet.returned(len(parcel.entries), len(parcel.body))
+        self._messages -= len(parcel.entries)
+        left = self._requests.pop(outlet) - 1
+        if left:
+            self._requests[outlet] = left
         exc = answer.exception()
         if exc is not None:
             self._lost(parcel, outlet, exc)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import string
@@ -89,6 +90,11 @@ def properties(message: Outbound, *, five: bool = False, **section: Any) -> dict
     return parse_properties(codec(**section).encode(message, five=five).properties)
 
 
+def fields_of(inbound: Inbound) -> dict[str, object]:
+    names = {field.name for field in dataclasses.fields(inbound)} - {"native"}
+    return {name: getattr(inbound, name) for name in names}
+
+
 def copy_of(inbound: Inbound, destination: Any, **more: Any) -> Outbound:
     """A retry or a dead letter, as the core makes them."""
     fields = ("key", "tag", "type", "content_type", "priority", "correlation_id", "reply_to")
@@ -135,6 +141,72 @@ def test_a_message_arrives_as_it_was_sent(
     assert (found.priority, found.timestamp) == (priority, timestamp)
     assert {name: getattr(found, name) for name in texts} == texts
     assert (found.topic, found.group, found.problem) == ("orders", "billing", None)
+
+
+@given(
+    body=st.binary(max_size=20),
+    message_id=weird.filter(bool),
+    texts=st.fixed_dictionaries(
+        {name: st.none() | weird for name in ("key", "tag", "type", "content_type", "correlation_id", "reply_to")}
+    ),
+    priority=st.integers(0, 9),
+    timestamp=st.floats(0, 4e9),
+    ordered=st.booleans(),
+)
+def test_the_short_way_of_a_plain_message_writes_what_the_long_one_does(
+    body: bytes, message_id: str, texts: dict[str, str | None], priority: int, timestamp: float, ordered: bool
+) -> None:
+    message = Outbound(
+        destination=TOPIC, body=body, message_id=message_id, priority=priority, timestamp=timestamp, ordered=ordered,
+        **texts,  # type: ignore[arg-type]
+    )  # fmt: skip
+    short = codec().encode(message, five=False)
+    # Says nothing, but takes the long way.
+    message.native = {"flag": 0}
+    long = codec().encode(message, five=False)
+
+    assert {name: getattr(short, name) for name in WireMessage.__slots__} == {
+        name: getattr(long, name) for name in WireMessage.__slots__
+    }
+
+
+#: Names that mean something, names that do not, and values with the separators of the text.
+_property = st.tuples(
+    st.sampled_from(
+        ["UNIQ_KEY", "KEYS", "TAGS", "bk-key", "bk-tag", "bk-type", "bk-time", "bk-due", "bk-empty", "bk-foreign",
+         "bk-attempt", "CLUSTER", "__SHARDINGKEY", "TIMER_X", "RETRY_TOPIC", "ORIGIN_MESSAGE_ID", "x", "y.*", ""]
+    ),
+    st.sampled_from(["", "1", "1e3", "nan", "a\x01b", "\n", "ü"]) | st.text(st.characters(codec="utf-8"), max_size=5),
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.lists(_property, max_size=6), min_size=1, max_size=4),
+    st.sampled_from(["", "\x02", "\x02\x02"]),
+    st.sampled_from(["orders", "bk|inbox"]),
+)
+def test_a_message_laid_out_like_one_before_is_read_as_that_was(
+    messages: list[list[tuple[str, str]]], end: str, topic: str
+) -> None:
+    one = codec()
+    for _ in range(2):
+        for pairs in messages:
+            text = "\x02".join(f"{name}\x01{value}" for name, value in pairs) + end
+            message = foreign(raw=text.encode(), born_timestamp=7, reconsume_times=2, topic=topic)
+
+            known, new = one.decode(message, "orders", "billing"), codec().decode(message, "orders", "billing")
+
+            assert fields_of(known) == fields_of(new)
+
+
+def test_names_that_differ_from_message_to_message_cost_no_more_and_more() -> None:
+    one = codec()
+
+    for number in range(1000):
+        found = one.decode(foreign(properties={"UNIQ_KEY": "i", f"h{number}": "v"}), "orders", "billing")
+        assert found.headers == {f"h{number}": "v"}
+
+    assert len(one._layouts.tried) < 10
 
 
 @given(st.binary(max_size=20), st.dictionaries(header_name, weird, max_size=4), weird.filter(bool))

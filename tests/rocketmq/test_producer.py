@@ -56,6 +56,26 @@ async def test_messages_of_many_calls_leave_in_batches_and_each_is_stored_once(r
     assert max(Counter(each.born_timestamp for each in stored).values()) >= 50
 
 
+async def test_messages_that_each_follow_an_answer_leave_together(rocketmq_old: RocketMQControl) -> None:
+    topic = a_topic(queues=8)
+    async with sending(rocketmq_old, topic) as scene:
+        # Each is born in a millisecond of its own, and a batch has the time of one of its messages.
+        sent = [outbound(topic) for _ in range(1280)]
+        for number, message in enumerate(sent, 1):
+            message.timestamp = float(number)
+        messages = iter(sent)
+
+        async def one_after_the_other() -> None:
+            for message in messages:
+                await scene.store([message])
+
+        await asyncio.gather(*(one_after_the_other() for _ in range(128)))
+        await scene.stored_ids(topic, 1280)
+        requests = {each.born_timestamp for each in await scene.stored(topic.name)}
+    # Eight requests of 16 messages are under way at a time.
+    assert len(requests) < 1280 / 8
+
+
 async def test_single_messages_go_to_all_queues_in_turn(rocketmq: RocketMQControl) -> None:
     topic = a_topic(queues=4)
     async with sending(rocketmq, topic) as scene:
