@@ -18,7 +18,7 @@ from brokerkit.names import TagFilter
 from brokerkit.retry import RetryPolicy
 from brokerkit.router import HandlerSpec
 from brokerkit.runner import CRASHED, Runner
-from brokerkit.spi import Capability, ConsumerOptions, Inbound
+from brokerkit.spi import Capability, ConsumerOptions, Inbound, Trials
 from brokerkit.suspects import Suspects
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Subscription:
     def _adopt(self, consumer: Consumer) -> None:
         self.consumer = consumer
         consumer.on_room = self._intake.make_room
-        self._suspects.record = self._record_trial if consumer.trials is not None else None
+        self._suspects.trials = consumer.trials is not None
         worker = self._worker
         self.fate = Disposition(consumer, worker.clock, worker.metrics, worker.hooks, worker.follow_ups, self._resume)
         self.fate.on_sent = self.after
@@ -176,7 +176,7 @@ class Subscription:
         # All of these are stale; a lane would wait for ever for one whose turn was forgotten.
         for runner in self._runners.values():
             runner.slots.take_back()
-        self._suspects.take_back()
+        self._suspects.clear()
         self._resumed.clear()
         self._aside.clear()
         if self._lanes is not None:
@@ -271,10 +271,13 @@ class Subscription:
         self.consumer.drop_stale(inbound)
 
     def crashed(self, inbound: Inbound) -> bool:
-        """Whether a start of this message certainly ended with its process."""
-        if inbound.started is not None:
-            return inbound.native_attempt > 1
-        return SUSPECT in inbound.headers
+        """Whether a start of this message certainly ended with its process.
+
+        What a process may have died of is started once more, also after its last attempt: mostly it was innocent.
+        """
+        if inbound.started is None:
+            return False
+        return inbound.native_attempt > (2 if self._suspects.trials else 1)
 
     def after(self, inbound: Inbound) -> None:
         """Go on after ``inbound`` left its handler: the next of its lane, the next suspect, more intake."""
@@ -297,15 +300,14 @@ class Subscription:
         await self.consumer.settle_all()
         self._suspects.settled(suspect)
 
-    async def _record_trial(self, inbound: Inbound) -> bool:
-        """Record the start of a suspect; return whether it may run."""
-        trials = self.consumer.trials
+    async def begin_trial(self, trials: Trials, inbound: Inbound) -> bool:
+        """Record that a suspect starts; return whether it may: if the process died, nobody would know how often."""
         try:
-            if trials is not None:
-                await trials.begin_trial(inbound)
+            await trials.begin_trial(inbound)
         except BrokerError as error:
-            # Not run without: if the process died of it, nobody would know how often.
             log.debug("suspect %s of %s:%s is not tried now: %s", inbound.message_id, self.topic, self.group, error)
+            # It comes again at once.
+            await self._worker.clock.sleep(_FAULT_PAUSE)
             if inbound in self.consumer.unsettled:
                 self.consumer.release(inbound)
             return False
@@ -383,6 +385,8 @@ class Subscription:
     def _return_unstarted(self) -> None:
         unstarted = self._take_queued() + self._suspects.take_back() + self._aside
         self._aside.clear()
+        for inbound in unstarted:
+            self._suspects.forget(inbound)
         if self._in_place:
             # Giving back one by one would reorder on some brokers; dropping the consumer keeps the order.
             return

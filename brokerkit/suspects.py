@@ -2,7 +2,7 @@
 
 One of them may be the poison that caused the crash, so they run one at a time.  Where the backend counts starts that a
 crash ended, a suspect simply runs alone: START_MARKS counts all starts, so that the count is exact and few are
-suspects; `Trials` counts the starts of suspects, each recorded when it gets its turn.  Elsewhere a message that was
+suspects; `Trials` counts the starts of suspects, each recorded just before it.  Elsewhere a message that was
 merely prefetched looks like one that was started; the suspect is then never run itself: its stamped copy (attempt + 1)
 goes to its own group, the original is acknowledged, and the copy runs when it arrives.
 """
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspects"]
 
-#: Seconds after which the next suspect gets its turn although the last one, whose start is counted by itself, was not
-#: settled here.
+#: Seconds after which the next suspect gets its turn although the last one was not settled here.
 _PATIENCE = 5.0
+#: The same with `Trials`: what is tried at the same time is not counted as well, but one that hangs must not keep all
+#: others from being tried for ever.
+_TRIAL_PATIENCE = 60.0
 #: The same for a copy that did not arrive here: most likely another process of the group has it.  Where the group
 #: is long it waits for its place, and no patience would be enough.
 _ARRIVAL_PATIENCE = 0.25
@@ -45,15 +47,13 @@ class Suspects:
         self._run = run
         self._stamp = stamp
         self._spawn = spawn
-        #: With `Trials`: records that a suspect is started alone, and says whether it may be.
-        self.record: Callable[[Inbound], Awaitable[bool]] | None = None
+        #: Whether the driver has `Trials`.
+        self.trials = False
         self._waiting: deque[Inbound] = deque()
         self._given_back: OrderedDict[str, None] = OrderedDict()
         #: The suspect that has its turn: the delivery that runs, or the id of a copy that is awaited.
         self._running: Inbound | None = None
         self._awaited: str | None = None
-        #: The one that has its turn while its start is being recorded.
-        self._recorded: Inbound | None = None
         #: The awaited copy while its original is not settled: a broker may deliver before it confirms.
         self._early: Inbound | None = None
         self._stamping = False
@@ -62,7 +62,8 @@ class Suspects:
     def is_suspect(self, inbound: Inbound) -> bool:
         """Return whether a process may have died of ``inbound``."""
         if inbound.started is not None:
-            return inbound.started or inbound.native_attempt > 1
+            # With trials the broker's own count of deliveries is in the number as well.
+            return inbound.started or (inbound.native_attempt > 1 and not self.trials)
         return bool(inbound.redelivered) and inbound.message_id not in self._given_back
 
     def gave_back(self, inbound: Inbound) -> None:
@@ -106,13 +107,27 @@ class Suspects:
             self._next()
 
     def take_back(self) -> list[Inbound]:
-        """Return the suspects that wait, and forget everything."""
+        """Return the suspects that wait, and forget them; the one that runs keeps its turn."""
         waiting = list(self._waiting)
-        waiting += [inbound for inbound in (self._recorded, self._early) if inbound is not None]
+        if self._early is not None:
+            waiting.append(self._early)
         self._waiting.clear()
-        self._running = self._awaited = self._recorded = self._early = None
-        self._disarm()
+        self._awaited = self._early = None
+        if self._running is None:
+            self._disarm()
         return waiting
+
+    def forget(self, inbound: Inbound) -> None:
+        """Note that ``inbound`` was taken back before it was started."""
+        if inbound is self._running:
+            self._running = None
+            self._disarm()
+
+    def clear(self) -> None:
+        """Forget everything: none of it can be settled any more."""
+        self.take_back()
+        self._running = None
+        self._disarm()
 
     def _next(self) -> None:
         if self._running is not None or self._awaited is not None or not self._waiting:
@@ -123,25 +138,8 @@ class Suspects:
             self._spawn(self._send_copy(inbound))
             return
         self._running = inbound
-        if self.record is not None:
-            self._recorded = inbound
-            self._spawn(self._run_recorded(inbound, self.record))
-        else:
-            self._timer = self._clock.call_later(_PATIENCE, self._give_up)
-            self._run(inbound)
-
-    async def _run_recorded(self, inbound: Inbound, record: Callable[[Inbound], Awaitable[bool]]) -> None:
-        may_run = False
-        try:
-            may_run = await record(inbound)
-        finally:
-            # Everything may have been taken back before this was known.
-            if self._recorded is inbound:
-                self._recorded = None
-                if may_run:
-                    self._run(inbound)
-                else:
-                    self._give_up()
+        self._timer = self._clock.call_later(_TRIAL_PATIENCE if self.trials else _PATIENCE, self._give_up)
+        self._run(inbound)
 
     async def _send_copy(self, inbound: Inbound) -> None:
         stamped = False

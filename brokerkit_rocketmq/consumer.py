@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from brokerkit.errors import BrokerError, Closed
 from brokerkit.spi import Clock, Inbound, Outbound, wait
 from brokerkit_rocketmq.commits import Commits
 from brokerkit_rocketmq.errors import NAME, fresh
-from brokerkit_rocketmq.handover import copy_of
+from brokerkit_rocketmq.handing_out import HandingOut
 from brokerkit_rocketmq.holding_tools import Tools
 from brokerkit_rocketmq.holdings import Holdings
 from brokerkit_rocketmq.locks import Locks
@@ -24,7 +23,6 @@ from brokerkit_rocketmq.pulling import Puller, PullLimits, check_expression
 if TYPE_CHECKING:
     from brokerkit_rocketmq.client import Client
     from brokerkit_rocketmq.mapping import Codec
-    from brokerkit_rocketmq.progress import Progress
     from brokerkit_rocketmq.reader import Reader
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
@@ -36,9 +34,6 @@ log = logging.getLogger("brokerkit.rocketmq")
 
 #: Seconds that the first queues may take until `open` returns without them.
 _OPENING = 5.0
-
-#: The number of a start, in the headers of copies (brokerkit's envelope).
-_ATTEMPT = "bk-attempt"
 
 #: Stores messages, as `ProducerDriver.send` does.
 Store = Callable[[Sequence[Outbound]], Awaitable[Sequence[BrokerError | None]]]
@@ -69,7 +64,7 @@ class RocketMQConsumer:
         """
         self._client = client
         self._source = source
-        self._codec = codec
+        self._handing_out = HandingOut(source, codec)
         self._clock = clock
         self._store = store
         self._on_close = on_close
@@ -206,59 +201,21 @@ class RocketMQConsumer:
             else:
                 reader.waiting = False
             if reader.progress.high > before:
-                # Written before any handler can start: what follows it on this connection comes later, too.
-                self._offsets.mark_soon(reader.home, reader.queue, reader.progress.mark)
-            room += self._decode(reader, messages, before, taken)
+                # Written before any handler can start.
+                self._offsets.mark_soon(reader)
+            refused = self._handing_out.deliveries(reader, messages, before, taken)
+            room += refused
+            if refused and self._source.shared:
+                self._commits.soon(reader)
         ready.extend(blocked)
         return taken
-
-    def _decode(self, reader: Reader, messages: list[StoredMessage], before: int, taken: list[Inbound]) -> int:
-        """Append the messages as the SPI has them; return how many the filter refused."""
-        source = self._source
-        decode, topic, group, tags = self._codec.decode, source.topic, source.group, source.tags
-        if reader.queue.topic != source.native_topic:
-            # The group alone is meant.
-            tags = None
-        # Below this it may have been delivered before, for all that is known.
-        marks = self._offsets.marks(reader.queue.broker)
-        unknown = reader.progress.doubtful if marks else sys.maxsize
-        refused = 0
-        for stored in messages:
-            offset = stored.queue_offset
-            if tags is not None and stored.properties.get("TAGS") not in tags:
-                # Its tag has the hash of another one.
-                reader.progress.settle(offset)
-                refused += 1
-                continue
-            inbound = decode(stored, topic, group)
-            inbound.token = (reader, offset)
-            if offset < before:
-                inbound.redelivered = True
-                if marks:
-                    self._suspect(inbound, reader.progress, offset)
-            else:
-                inbound.redelivered = False if offset >= unknown else None
-            taken.append(inbound)
-        if refused and source.shared:
-            self._commits.soon(reader)
-        return refused
-
-    def _suspect(self, inbound: Inbound, progress: Progress[StoredMessage], offset: int) -> None:
-        """Say of a message that was handed out before whether a process may have died of it, and how often."""
-        # Where the copies of brokerkit have their own count the broker's is the same.
-        times = 1 if _ATTEMPT in inbound.headers else inbound.native_attempt
-        if offset < progress.suspected:
-            inbound.started = True
-            inbound.native_attempt = times + progress.starts(offset)
-        elif times == 1:
-            inbound.started = False
-            inbound.native_attempt = 1
 
     async def begin_trial(self, message: Inbound) -> None:
         """Record that a suspect is about to be started alone, as `brokerkit.spi.Trials` says."""
         reader, offset = message.token
         if reader.live and offset in reader.progress.handed:
-            await self._offsets.try_mark(reader.queue, reader.progress.begin_trial(offset))
+            reader.progress.begin_trial(offset)
+            await self._offsets.mark_now(reader)
 
     # --- what comes in ---
 
@@ -345,11 +302,10 @@ class RocketMQConsumer:
             else:
                 self.stale += 1
         for reader, offsets in by_reader.items():
-            before = reader.progress.mark
             self.stale += reader.give_back(offsets)
-            if reader.progress.mark != before:
-                # What was tried was given back: that start does not count.
-                self._offsets.mark_soon(reader.home, reader.queue, reader.progress.mark)
+            # What was tried and is given back ended no process: that start does not count.
+            if any([reader.progress.trials.cancel(offset) for offset in offsets]):
+                self._offsets.mark_soon(reader)
             reader.settled()
             self._enqueue(reader)
 
@@ -386,13 +342,11 @@ class RocketMQConsumer:
 
     # --- closing ---
 
-    async def _copy(self, messages: list[StoredMessage]) -> bool:
+    async def _copy(self, reader: Reader, messages: list[StoredMessage]) -> bool:
         if self._store is None:
             return False
-        now = self._clock.time()
-        source = self._source
-        outbounds = [copy_of(self._codec.decode(stored, source.topic, source.group), now) for stored in messages]
-        return all(outcome is None for outcome in await self._store(outbounds))
+        copies = self._handing_out.copies(reader.progress, messages, self._clock.time())
+        return all(outcome is None for outcome in await self._store(copies))
 
     async def aclose(self) -> None:
         """Stop receiving, give back what is not settled, leave the group, close.  Idempotent.

@@ -9,18 +9,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from brokerkit.spi import Outbound, ToGroup
-from brokerkit_rocketmq.marks import Mark
+from brokerkit_rocketmq.marks import MOST_IN_HAND, Mark
 from brokerkit_rocketmq.offsets import both
 from brokerkit_rocketmq.progress import Progress
 
 if TYPE_CHECKING:
-    from brokerkit.spi import Clock, Inbound
+    from brokerkit.spi import Clock
     from brokerkit_rocketmq.offsets import Offsets
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
 
-__all__ = ["PATIENCE", "begin_at", "begin_at_end", "copy_of", "go_on", "take_over"]
+__all__ = ["PATIENCE", "begin_at", "begin_at_end", "go_on", "take_over"]
 
 log = logging.getLogger("brokerkit.rocketmq")
 
@@ -28,8 +27,6 @@ log = logging.getLogger("brokerkit.rocketmq")
 PATIENCE = 3.0
 #: How much longer the next one waits: the former one's last commit is under way.
 _SLACK = 0.5
-#: More messages than this are in nobody's hands: somebody set the offsets back.
-_MOST_IN_HAND = 10_000
 #: Seconds between two looks at what the former one has committed.
 _LOOK = 0.05
 
@@ -53,7 +50,8 @@ async def take_over(offsets: Offsets, queue: MessageQueue, clock: Clock, *, wait
         await offsets.commit(queue, committed)
     if mark is None:
         await offsets.try_mark(queue, Mark(committed))
-    elif mark.high > committed + _MOST_IN_HAND:
+    elif mark.high > committed + MOST_IN_HAND:
+        # Nobody holds so many: somebody set the offsets back.
         return await begin_at(offsets, queue, committed, commit=True)
     return Progress(committed, mark)
 
@@ -62,17 +60,27 @@ async def go_on(offsets: Offsets, queue: MessageQueue, past: Progress[StoredMess
     """Return where to go on in a queue that was ours when its broker was lost.
 
     What was settled then and never reached the broker need not come again, unless others read the queue meanwhile, or
-    the broker lost messages and gives their offsets to others.
+    it is not the same queue: the broker lost messages, or the topic was deleted and made anew, and the offsets that we
+    know are those of others now.
     """
     committed, mark = await both(offsets, queue)
     if committed is None:
         committed = await offsets.first(queue)
-    if committed > past.low or past.low > await offsets.end(queue):
+    witness = past.witness
+    same = await offsets.holds(queue, witness) if witness is not None else committed >= past.low
+    if committed > past.low or not same:
         progress: Progress[StoredMessage] = Progress(committed, mark)
+        progress.high = max(progress.high, past.high) if same else progress.high
+        return progress
+    if past.next > await offsets.end(queue):
+        # The last ones are lost, or not copied yet.
+        progress = Progress(past.low, mark)
         progress.high = max(progress.high, past.high)
         return progress
     if mark is not None:
         past.meet(mark)
+    # This process lives, so nothing that was being tried ended it.
+    past.trials.cancel_all()
     past.rewind()
     return past
 
@@ -94,26 +102,3 @@ async def begin_at(offsets: Offsets, queue: MessageQueue, offset: int, *, commit
 async def begin_at_end(offsets: Offsets, queue: MessageQueue) -> Progress[StoredMessage]:
     """Return the place behind all that is in the queue now."""
     return Progress(await offsets.end(queue))
-
-
-def copy_of(inbound: Inbound, now: float) -> Outbound:
-    """Return the message as it is, for its own group alone.
-
-    Where one that is not settled lies below settled ones, all of them would come again; its copy lets them be.
-    """
-    return Outbound(
-        destination=ToGroup(inbound.topic, inbound.group),
-        body=inbound.body,
-        # The codec gives an id to messages that came without one.
-        message_id=inbound.message_id or "",
-        headers=inbound.headers,
-        due=inbound.due,
-        key=inbound.key,
-        tag=inbound.tag,
-        type=inbound.type,
-        content_type=inbound.content_type,
-        priority=inbound.priority,
-        timestamp=inbound.timestamp if inbound.timestamp is not None else now,
-        correlation_id=inbound.correlation_id,
-        reply_to=inbound.reply_to,
-    )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from brokerkit_rocketmq.commits import Commits
     from brokerkit_rocketmq.locks import Locks
     from brokerkit_rocketmq.offsets import Offsets
+    from brokerkit_rocketmq.reader import Reader
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
     from brokerkit_rocketmq.sources import Source
@@ -31,13 +32,13 @@ class Tools:
         offsets: Offsets,
         commits: Commits,
         locks: Locks | None,
-        copy: Callable[[list[StoredMessage]], Awaitable[bool]],
+        copy: Callable[[Reader, list[StoredMessage]], Awaitable[bool]],
         changed: Callable[[], None],
         failed: Callable[[MessageQueue, BrokerError | None], None],
     ) -> None:
         """
         locks:   where the queues are read under locks
-        copy:    stores copies for the group alone, and returns whether all are stored
+        copy:    stores copies of messages of a reader for the group alone, and returns whether all are stored
         changed: called when readers came or went
         failed:  called with a queue and what keeps it from being read
         """

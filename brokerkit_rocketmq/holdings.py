@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from brokerkit.errors import BrokerError
 from brokerkit.spi import wait
 from brokerkit_rocketmq.handover import PATIENCE, begin_at, begin_at_end, go_on, take_over
-from brokerkit_rocketmq.marks import Mark
+from brokerkit_rocketmq.marks import MOST_IN_HAND, Mark
 from brokerkit_rocketmq.progress import Progress
 from brokerkit_rocketmq.reader import Reader
 
@@ -242,10 +243,12 @@ class Holdings:
             progress = await go_on(tools.offsets, queue, past)
         else:
             progress = await take_over(tools.offsets, queue, tools.clock, wait=inherited and tools.locks is None)
-        if tools.locks is not None or not tools.offsets.marks(queue.broker):
-            # Ordered messages are never tried out of turn, and what was not recorded cannot be suspected.
+        if tools.locks is not None:
+            # Ordered messages are never tried out of turn.
             progress.suspected = 0
-        return Reader(queue, progress, home, ahead=tools.source.prefetch)
+        if shares and not tools.offsets.marks(queue.broker):
+            progress.doubtful = sys.maxsize
+        return Reader(queue, progress, home, ahead=min(tools.source.prefetch, MOST_IN_HAND))
 
     def _home_lost(self, reader: Reader) -> None:
         if reader in self.readers and reader.live:
@@ -319,17 +322,18 @@ class Holdings:
         reader.live = False
         try:
             if reader.home.error is None:
-                # Suspects stay what they are.
-                if tools.locks is None and not progress.suspects and (holes := progress.holes):
+                if not unfinished:
+                    # What was being tried did not end this process.
+                    progress.trials.cancel_all()
+                if tools.locks is None and (holes := progress.holes):
                     messages = reader.messages(holes)
-                    if await tools.copy(messages):
+                    if await tools.copy(reader, messages):
                         progress.skip(message.queue_offset for message in messages)
                 await tools.commits.commit(reader)
-                if progress.suspects:
-                    progress.rewind()
-                    await tools.offsets.try_mark(queue, progress.mark)
-                elif not unfinished:
-                    await tools.offsets.try_mark(queue, Mark(progress.low))
+                if not unfinished:
+                    await reader.all_marked()
+                    mark = progress.mark if progress.suspects else Mark(progress.low)
+                    await tools.offsets.try_mark(queue, mark)
                 if tools.locks is not None:
                     await tools.locks.release([queue])
         except BrokerError as error:

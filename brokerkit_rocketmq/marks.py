@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Mark", "Trial"]
+__all__ = ["MOST_IN_HAND", "Mark", "Trial", "Trials"]
 
 #: Brokers take any number that is not negative (``ConsumerOffsetManager``, 4.9 and 5.x).  No queue gets to this offset.
 _TRIAL = 1 << 62
@@ -17,6 +17,8 @@ _STARTS_BITS = 8
 _SPAN_BITS = 14
 _MOST_STARTS = (1 << _STARTS_BITS) - 1
 _MOST_SPAN = (1 << _SPAN_BITS) - 1
+#: Messages of a queue that may be handed out at the same time and still be told apart.
+MOST_IN_HAND = _MOST_SPAN
 _MOST_OFFSET = (1 << (62 - _STARTS_BITS - _SPAN_BITS)) - 1
 
 
@@ -53,3 +55,53 @@ class Mark:
             return cls(number)
         offset = (number & (_TRIAL - 1)) >> (_SPAN_BITS + _STARTS_BITS)
         return cls(offset + (number >> _STARTS_BITS & _MOST_SPAN), trial=Trial(offset, starts=number & _MOST_STARTS))
+
+
+class Trials:
+    """The suspects of one queue that were tried, and how often each of them was started.
+
+    A suspect is a message that was handed out to a process that may have died of it: one start, if any.
+    """
+
+    __slots__ = ("_starts", "_trying")
+
+    def __init__(self, trial: Trial | None = None) -> None:
+        self._starts = {trial.offset: trial.starts} if trial is not None else {}
+        #: What was started here and neither settled nor given back.
+        self._trying: set[int] = set()
+
+    def starts(self, offset: int) -> int:
+        """Return how often a suspect was started, one start included that nobody recorded."""
+        return self._starts.get(offset, 1)
+
+    def begin(self, offset: int) -> None:
+        """Count a start."""
+        self._starts[offset] = self.starts(offset) + 1
+        self._trying.add(offset)
+
+    def cancel(self, offset: int) -> bool:
+        """Take back the start of a suspect that did not end this process; return whether there was one."""
+        if offset not in self._trying:
+            return False
+        self._trying.discard(offset)
+        self._starts[offset] -= 1
+        return True
+
+    def cancel_all(self) -> None:
+        """Take back all starts of what is being tried."""
+        for offset in tuple(self._trying):
+            self.cancel(offset)
+
+    def settle_below(self, low: int) -> None:
+        """Forget what is settled."""
+        for offset in [offset for offset in self._starts if offset < low]:
+            del self._starts[offset]
+            self._trying.discard(offset)
+
+    def worst(self, low: int) -> Trial | None:
+        """Return the suspect from ``low`` on that was started most often; None when none was tried.
+
+        A mark has room for one.  Others are rarely tried at the same time, and are charged less than they should be.
+        """
+        tried = [Trial(offset, starts) for offset, starts in self._starts.items() if offset >= low and starts > 1]
+        return max(tried, key=lambda trial: trial.starts, default=None)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from brokerkit_rocketmq.marks import Mark, Trial
+from brokerkit_rocketmq.marks import Mark, Trials
 
 __all__ = ["Progress"]
 
@@ -23,7 +23,7 @@ class Progress(Generic[M]):
     Offsets need not be without gaps: what a filter kept away, or was deleted, is never fetched.
     """
 
-    __slots__ = ("_order", "_settled", "_trial", "_trying", "doubtful", "handed", "high", "next", "suspected")
+    __slots__ = ("_order", "_settled", "doubtful", "handed", "high", "next", "suspected", "trials", "witness")
 
     def __init__(self, start: int, mark: Mark | None = None) -> None:
         """Begin at offset ``start``; what is below ``mark`` was handed out before, to a process that may have died."""
@@ -37,15 +37,15 @@ class Progress(Generic[M]):
         self.high = max(start, high)
         #: Messages below this offset may have been started by a process that died of them.
         self.suspected = high
+        self.trials = Trials(mark.trial if mark is not None else None)
         #: Whether offsets below it were delivered before is not known.
         self.doubtful = 0
+        #: A message below `low`: while the queue has it, the queue is the one that these offsets are of.
+        self.witness: M | None = None
         #: Fetched offsets, ascending, from the smallest that is not settled on.
         self._order: deque[int] = deque()
         #: Of those, the settled ones.
         self._settled: set[int] = set()
-        #: The last suspect that was started alone, here or elsewhere, and its offset while it is here.
-        self._trial = mark.trial if mark is not None else None
-        self._trying = -1
 
     @property
     def low(self) -> int:
@@ -93,11 +93,13 @@ class Progress(Generic[M]):
 
     def settle(self, offset: int) -> bool:
         """Settle one that is handed out; return whether it was."""
-        if self.handed.pop(offset, None) is None:
+        message = self.handed.pop(offset, None)
+        if message is None:
             return False
         order = self._order
         if order and order[0] == offset:
             order.popleft()
+            self.witness = message
             if self._settled:
                 self._advance()
         else:
@@ -106,8 +108,6 @@ class Progress(Generic[M]):
 
     def give_back(self, offset: int) -> M | None:
         """Take back one that is handed out, as fetched, and return it; None when it was not handed out."""
-        if offset == self._trying:
-            self._end_trial()
         return self.handed.pop(offset, None)
 
     @property
@@ -122,7 +122,6 @@ class Progress(Generic[M]):
     def rewind(self) -> None:
         """Fetch again from the smallest unsettled offset on; what was handed out is so no more."""
         self.next = self.low
-        self._end_trial()
         self.handed.clear()
         self._order.clear()
 
@@ -136,37 +135,23 @@ class Progress(Generic[M]):
     @property
     def mark(self) -> Mark:
         """What the next reader has to know if this process dies now."""
-        trial = self._trial
-        return Mark(self.high, trial if trial is not None and trial.offset >= self.low else None)
+        return Mark(self.high, self.trials.worst(self.low))
+
+    def begin_trial(self, offset: int) -> None:
+        """Note that a suspect is about to be started alone; `mark` is to be written before."""
+        self.trials.settle_below(self.low)
+        self.trials.begin(offset)
 
     def meet(self, mark: Mark) -> None:
         """Take in the mark of the broker, after a time in which others may have had the queue and died."""
-        trial, ours = mark.trial, self._trial
-        tried = trial is not None and trial.offset >= self.low
-        if trial is not None and ours is not None and trial.offset == ours.offset and trial.starts <= ours.starts:
-            tried = False
-        if mark.high > self.high or tried:
+        if mark.high > self.high or self._tried_elsewhere(mark):
             self.suspected = mark.high
             self.high = max(self.high, mark.high)
-            self._trial, self._trying = trial, -1
+            self.trials = Trials(mark.trial)
 
-    def starts(self, offset: int) -> int:
-        """Return how many starts of a suspect may have ended with a process."""
-        trial = self._trial
-        return trial.starts if trial is not None and trial.offset == offset else 1
-
-    def begin_trial(self, offset: int) -> Mark:
-        """Note that a suspect is about to be started alone; return the mark to be written before."""
-        self._trial = Trial(offset, self.starts(offset) + 1)
-        self._trying = offset
-        return self.mark
-
-    def _end_trial(self) -> None:
-        """What was tried was not what ended its process: the start does not count."""
-        trial = self._trial
-        if trial is not None and trial.offset == self._trying:
-            self._trial = Trial(trial.offset, trial.starts - 1)
-        self._trying = -1
+    def _tried_elsewhere(self, mark: Mark) -> bool:
+        trial = mark.trial
+        return trial is not None and trial.offset >= self.low and trial.starts > self.trials.starts(trial.offset)
 
     def _advance(self) -> None:
         order, settled = self._order, self._settled

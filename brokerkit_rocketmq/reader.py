@@ -12,6 +12,7 @@ from brokerkit_rocketmq.progress import Progress
 
 if TYPE_CHECKING:
     from brokerkit_rocketmq.remoting.connection import RemotingConnection
+    from brokerkit_rocketmq.remoting.frames import Frame
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
 
@@ -33,9 +34,11 @@ class Reader:
         "buffered",
         "checked",
         "committed",
+        "disordered",
         "giving",
         "home",
         "live",
+        "marking",
         "progress",
         "queue",
         "start",
@@ -69,6 +72,10 @@ class Reader:
         self.checked = 0.0
         #: Whether it is in the consumer's list of readers with messages.
         self.waiting = False
+        #: Writes of marks that are not answered yet.
+        self.marking: set[asyncio.Future[Frame]] = set()
+        #: Whether several of them were under way together: a broker handles those in any order.
+        self.disordered = False
         #: The span below which messages may be fetched again; 0: that is not what is waited for.
         self._narrow = 0
         self._ahead = ahead
@@ -161,6 +168,11 @@ class Reader:
         }
 
     # --- waiting ---
+
+    async def all_marked(self) -> None:
+        """Return when what was written of marks is answered."""
+        if self.marking:
+            await asyncio.wait(tuple(self.marking))
 
     async def room(self, most: int, most_bytes: int, span: int) -> None:
         """Return when the buffer holds at most so many messages and bytes, and `Progress.span` is below ``span``."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.testing.deadlines import eventually
 from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.making import Making
+from brokerkit_rocketmq.marks import Mark, Trial
 from brokerkit_rocketmq.pulling import PullLimits
 from tests.rocketmq.consuming import LONG, bodies, consuming, take
 
@@ -99,6 +102,51 @@ async def test_only_the_suspect_that_was_tried_is_charged_for_the_next_crash(roc
             await after.settled()
             await after.aclose()
             assert await scene.committed() == await scene.marked() == [6]
+
+
+async def test_a_trial_outlives_what_is_written_of_hand_outs_at_the_same_time(rocketmq: RocketMQControl) -> None:
+    """A broker handles marks that come together in any order."""
+    async with consuming(rocketmq, queues=1) as scene, scene.proxy() as proxy:
+        await scene.put(0, b"suspect")
+        dying = await scene.consume(through=proxy)
+        await take(dying, 1)
+        await scene.all_marked(1)
+        proxy.refuse()
+        proxy.reset()
+        consumer = await scene.consume(prefetch=200)
+        (suspect,) = await take(consumer, 1)
+        assert suspect.started
+        for number in range(1, 60):
+            await scene.put(0, b"%d" % number)
+            # Each is marked, and the first one of each round is not waited for.
+            _, received = await asyncio.gather(consumer.begin_trial(suspect), take(consumer, 1))
+            assert received[0].redelivered is False
+            reader, _ = suspect.token
+            await reader.all_marked()
+            assert await scene.marked() == [Mark(number + 1, Trial(0, number + 1)).number]
+
+
+async def test_a_drain_with_suspects_brings_back_those_alone_and_keeps_their_count(rocketmq: RocketMQControl) -> None:
+    async with consuming(rocketmq, queues=1) as scene, scene.proxy() as proxy:
+        await scene.put(0, *(b"%d" % number for number in range(8)))
+        dying = await scene.consume(prefetch=2, through=proxy)
+        await take(dying, 2)
+        await scene.all_marked(2)
+        proxy.refuse()
+        proxy.reset()
+        consumer = await scene.consume(prefetch=20)
+        messages = await take(consumer, 8)
+        assert [message.started for message in messages] == [True] * 2 + [None] * 6
+        await consumer.ack(messages[2:])
+        await consumer.begin_trial(messages[0])
+        await consumer.aclose()
+        assert await scene.committed() == await scene.marked() == [8]
+        after = await scene.consume(prefetch=20)
+        rest = await take(after, 2)
+        assert sorted(bodies(rest)) == [b"0", b"1"]
+        assert [message.headers["bk-attempt"] for message in rest] == ["2", "2"]
+        assert not any(message.redelivered for message in rest)
+        assert await after.receive(10, 0.5) == ()
 
 
 async def test_what_comes_again_to_the_same_process_is_no_suspect(rocketmq_old: RocketMQControl) -> None:

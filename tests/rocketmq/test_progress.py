@@ -120,12 +120,14 @@ def _with_suspects(low: int = 5, high: int = 8, trial: Trial | None = None) -> P
 
 def test_the_start_of_a_suspect_counts_for_the_next_process_and_for_no_other_message() -> None:
     progress = _with_suspects()
-    assert [progress.starts(offset) for offset in (5, 6, 7)] == [1, 1, 1]
-    mark = progress.begin_trial(5)
+    assert [progress.trials.starts(offset) for offset in (5, 6, 7)] == [1, 1, 1]
+    progress.begin_trial(5)
+    mark = progress.mark
     assert mark == Mark(8, Trial(5, 2)) == Mark.of(mark.number)
     after = _with_suspects(trial=mark.trial)
-    assert [after.starts(offset) for offset in (5, 6, 7)] == [2, 1, 1]
-    assert after.begin_trial(5).trial == Trial(5, 3)
+    assert [after.trials.starts(offset) for offset in (5, 6, 7)] == [2, 1, 1]
+    after.begin_trial(5)
+    assert after.mark.trial == Trial(5, 3)
     assert after.settle(5)
     assert after.mark == Mark(8), "who was tried is of no interest when it is settled"
     assert after.suspects
@@ -134,18 +136,31 @@ def test_the_start_of_a_suspect_counts_for_the_next_process_and_for_no_other_mes
     assert not after.suspects
 
 
-@pytest.mark.parametrize("how", ["given back", "rewound"])
-def test_a_start_that_ended_no_process_does_not_count(how: str) -> None:
+def test_a_start_that_ended_no_process_does_not_count() -> None:
     progress = _with_suspects()
     progress.begin_trial(6)
-    if how == "given back":
-        progress.give_back(5)
-        assert progress.starts(6) == 2, "another one was given back"
-        progress.give_back(6)
-    else:
-        progress.rewind()
-    assert [progress.starts(offset) for offset in (5, 6, 7)] == [1, 1, 1]
+    assert not progress.trials.cancel(5), "another one was given back"
+    assert progress.trials.starts(6) == 2
+    assert progress.trials.cancel(6)
+    assert not progress.trials.cancel(6)
+    assert progress.mark == Mark(8)
+    progress.begin_trial(6)
+    progress.begin_trial(7)
+    progress.trials.cancel_all()
+    assert [progress.trials.starts(offset) for offset in (5, 6, 7)] == [1, 1, 1]
     assert progress.suspects
+
+
+def test_of_suspects_that_are_tried_together_the_mark_has_the_worst() -> None:
+    progress = _with_suspects(trial=Trial(6, 4))
+    progress.begin_trial(6)
+    progress.begin_trial(5)
+    assert progress.mark.trial == Trial(6, 5)
+    assert progress.trials.starts(5) == 2, "here it is known"
+    progress.settle(5)
+    progress.settle(6)
+    progress.begin_trial(7)
+    assert progress.mark.trial == Trial(7, 2)
 
 
 def test_what_this_process_held_is_no_suspect_unless_another_one_had_it_meanwhile() -> None:
@@ -162,16 +177,17 @@ def test_what_this_process_held_is_no_suspect_unless_another_one_had_it_meanwhil
         theirs = held()
         theirs.meet(mark)
         assert (theirs.suspects, theirs.suspected) == (True, mark.high), mark
-        assert theirs.starts(5) == (2 if mark.trial else 1)
+        assert theirs.trials.starts(5) == (2 if mark.trial else 1)
 
     tried = _with_suspects()
-    tried.meet(tried.begin_trial(5))
-    tried.rewind()
-    assert tried.starts(5) == 1, "the trial was our own, and this process lives"
+    tried.begin_trial(5)
+    tried.meet(tried.mark)
+    tried.trials.cancel_all()
+    assert tried.trials.starts(5) == 1, "the trial was our own, and this process lives"
     tried.begin_trial(5)
     tried.meet(Mark(8, Trial(5, 3)))
-    tried.rewind()
-    assert tried.starts(5) == 3, "another process tried it, too"
+    tried.trials.cancel_all()
+    assert tried.trials.starts(5) == 3, "another process tried it, too"
 
 
 @pytest.mark.parametrize("count", [100_000])

@@ -11,6 +11,7 @@ from brokerkit.embedded.backend import EmbeddedBackend
 from brokerkit.embedded.connection import EmbeddedConnection
 from brokerkit.embedded.consumer import EmbeddedConsumer
 from brokerkit.embedded.store import Store
+from brokerkit.errors import BrokerError
 from brokerkit.events import ErrorEvent
 from brokerkit.manager import AsyncManager
 from brokerkit.message import Message
@@ -33,6 +34,11 @@ class RiggedConsumer(EmbeddedConsumer):
 
     backend: RiggedBackend
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: With trials: what a process may have died of.
+        self._suspected: set[str] = set()
+
     async def receive(self, max_messages: int, timeout: float) -> Sequence[Inbound]:
         if self.backend.receive_fault is not None:
             fault, self.backend.receive_fault = self.backend.receive_fault, None
@@ -45,6 +51,10 @@ class RiggedConsumer(EmbeddedConsumer):
             if inbound.message_id in self.backend.suspects:
                 self.backend.suspects.remove(inbound.message_id or "")
                 inbound.redelivered = True
+                if self.backend.trials is not None:
+                    self._suspected.add(inbound.message_id or "")
+            if inbound.message_id in self._suspected:
+                inbound.started, inbound.native_attempt = True, 2
             if "early" in inbound.headers:
                 inbound.due = float(inbound.headers["early"])
             inbound.problem = inbound.headers.get("problem")
@@ -65,11 +75,24 @@ class RiggedConsumer(EmbeddedConsumer):
         return message.message_id not in self.backend.stale and super().live(message)
 
 
+class TryingConsumer(RiggedConsumer):
+    """Counts the starts of suspects."""
+
+    async def begin_trial(self, message: Inbound) -> None:
+        assert self.backend.trials is not None
+        self.backend.trials.append(message.message_id)
+        if self.backend.trial_fault is not None:
+            raise self.backend.trial_fault
+
+
 class RiggedConnection(EmbeddedConnection):
     """Opens rigged consumers."""
 
-    consumer_class = RiggedConsumer
     backend: RiggedBackend
+
+    @property
+    def consumer_class(self) -> type[RiggedConsumer]:  # type: ignore[override]
+        return RiggedConsumer if self.backend.trials is None else TryingConsumer
 
     async def open_consumer(self, options: ConsumerOptions) -> EmbeddedConsumer:
         consumer = await super().open_consumer(options)
@@ -92,6 +115,9 @@ class RiggedBackend(EmbeddedBackend):
         #: What the next call raises.
         self.receive_fault: BaseException | None = None
         self.ack_fault: BaseException | None = None
+        #: What was tried alone; None: this driver has no trials.
+        self.trials: list[str | None] | None = None
+        self.trial_fault: BrokerError | None = None
         self.acked: list[str | None] = []
         self.released: list[str | None] = []
         self.most_unsettled = 0
