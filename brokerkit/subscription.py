@@ -225,7 +225,7 @@ class Subscription:
             self._dispatch(inbound)
 
     def _dispatch(self, inbound: Inbound) -> None:
-        if self._in_place and (self._draining or self.paused):
+        if (self._draining or self.paused) and self._in_place:
             # What is still here at the end goes back with the connection.
             self._aside.append(inbound)
             return

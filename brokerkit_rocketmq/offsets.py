@@ -14,6 +14,7 @@ from brokerkit_rocketmq.making import Making
 from brokerkit_rocketmq.marks import Mark
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 from brokerkit_rocketmq.remoting.errors import RemotingError
+from brokerkit_rocketmq.remoting.frames import HeadTemplate
 from brokerkit_rocketmq.remoting.messages import decode_messages
 
 if TYPE_CHECKING:
@@ -124,11 +125,13 @@ class Offsets:
             self._doubt(reader.queue.broker, self._refused(reader.queue, frame))
 
     def _write_mark(self, reader: Reader) -> asyncio.Future[Frame]:
-        queue, group = reader.queue, self._source.shadow_group or ""
-        fields = offset_fields(group, queue, reader.progress.mark.number)
+        if reader.mark_head is None:
+            fields = offset_fields(self._source.shadow_group or "", reader.queue, 0)
+            reader.mark_head = HeadTemplate(RequestCode.UPDATE_CONSUMER_OFFSET, fields, "commitOffset")
+        before, after = reader.mark_head.render(reader.progress.mark.number)
         reader.disordered = reader.disordered or bool(reader.marking)
         timeout = self._client.options.timeout
-        answer = reader.home.request(RequestCode.UPDATE_CONSUMER_OFFSET, fields, timeout=timeout)
+        answer = reader.home.request_rendered(before, after, b"", timeout=timeout)
         reader.marking.add(answer)
         answer.add_done_callback(lambda done: self._marked(reader, done))
         return answer

@@ -14,7 +14,7 @@ from brokerkit_rocketmq.errors import NAME, refused, unreachable
 from brokerkit_rocketmq.registrations import Subscription
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 from brokerkit_rocketmq.remoting.errors import RemotingError
-from brokerkit_rocketmq.remoting.frames import render_head
+from brokerkit_rocketmq.remoting.frames import HeadTemplate
 from brokerkit_rocketmq.remoting.messages import BadMessages, decode_messages
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _IDLE_PAUSE = 0.1
 #: Remark of an answer that tells the offset that an administrator has set (``GetMessageStatus``, 5.x).
 _RESET = "OFFSET_RESET"
-#: All that differs between two pulls of a reader.
-_OFFSET_FIELD = b'"queueOffset":"%d"'
 #: ``RequestCode.CHECK_CLIENT_CONFIG``.
 _CHECK_CLIENT_CONFIG = 46
 #: Bytes of one queue that may wait here when a pull is sent.
@@ -240,11 +238,8 @@ class Puller:
         work.asked = self._clock.monotonic()
         if work.head is None:
             fields = pull_fields(self._source, work.reader.queue, 0, count=self._limits.batch)
-            before, after = render_head(RequestCode.PULL_MESSAGE, fields)
-            left, _, right = after.partition(_OFFSET_FIELD % 0)
-            work.head = before, left, right
-        before, left, right = work.head
-        after = left + _OFFSET_FIELD % offset + right
+            work.head = HeadTemplate(RequestCode.PULL_MESSAGE, fields, "queueOffset")
+        before, after = work.head.render(offset)
         return connection.request_rendered(before, after, b"", timeout=_TIMEOUT)
 
     async def _connect(self, work: _Work) -> RemotingConnection:
@@ -309,8 +304,8 @@ class _Work:
         self.broker_id: int | None = None
         self.suggested: int | None = None
         self.asked = 0.0
-        #: The header of its pulls: what is before the number of the request, and before and after the offset.
-        self.head: tuple[bytes, bytes, bytes] | None = None
+        #: The header of its pulls.
+        self.head: HeadTemplate | None = None
         #: Whether a pull was answered since the last trouble.
         self.fruitful = False
 

@@ -12,7 +12,7 @@ from brokerkit_rocketmq.progress import Progress
 
 if TYPE_CHECKING:
     from brokerkit_rocketmq.remoting.connection import RemotingConnection
-    from brokerkit_rocketmq.remoting.frames import Frame
+    from brokerkit_rocketmq.remoting.frames import Frame, HeadTemplate
     from brokerkit_rocketmq.remoting.messages import StoredMessage
     from brokerkit_rocketmq.routes import MessageQueue
 
@@ -38,6 +38,7 @@ class Reader:
         "giving",
         "home",
         "live",
+        "mark_head",
         "marking",
         "progress",
         "queue",
@@ -72,7 +73,8 @@ class Reader:
         self.checked = 0.0
         #: Whether it is in the consumer's list of readers with messages.
         self.waiting = False
-        #: Writes of marks that are not answered yet.
+        #: The header of what it writes of its mark, and the writes that are not answered yet.
+        self.mark_head: HeadTemplate | None = None
         self.marking: set[asyncio.Future[Frame]] = set()
         #: Whether several of them were under way together: a broker handles those in any order.
         self.disordered = False
@@ -107,9 +109,7 @@ class Reader:
             if not count:
                 return []
         if len(buffer) <= count:
-            taken = list(buffer)
-            buffer.clear()
-            self.buffered = 0
+            taken, self.buffer, self.buffered = list(buffer), deque(), 0
         else:
             taken = [buffer.popleft() for _ in range(count)]
             self.buffered -= sum(message.size for message in taken)

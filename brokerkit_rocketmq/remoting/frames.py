@@ -21,6 +21,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "Frame",
     "FrameParser",
+    "HeadTemplate",
     "encode_request",
     "encode_response",
     "render_head",
@@ -78,6 +79,23 @@ def render_head(
     flag = FLAG_ONEWAY if oneway else 0
     before = f'{{"code":{code:d},"language":"PYTHON","version":{version:d},"flag":{flag},"opaque":'
     return before.encode("ascii"), _fields(fields)
+
+
+class HeadTemplate:
+    """The header of requests that differ in the number of one field."""
+
+    __slots__ = ("_before", "_left", "_right")
+
+    def __init__(self, code: int, fields: Mapping[str, str], field: str) -> None:
+        """``field`` is one of ``fields``, which are text; its value there does not matter."""
+        self._before, after = render_head(code, {**fields, field: "0"})
+        name = f'"{field}":"'.encode("ascii")
+        left, _, right = after.partition(name + b"0")
+        self._left, self._right = left + name, right
+
+    def render(self, number: int) -> tuple[bytes, bytes]:
+        """Return what `render_head` would."""
+        return self._before, b"%b%d%b" % (self._left, number, self._right)
 
 
 def rendered_request(before: bytes, opaque: int, after: bytes, body_size: int, limit: int = FRAME_MAX) -> bytes:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import struct
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from brokerkit_rocketmq.remoting.errors import FrameError, Oversized
 from brokerkit_rocketmq.remoting.frames import (
     FRAME_MAX,
     Frame,
     FrameParser,
+    HeadTemplate,
     encode_request,
     encode_response,
     render_head,
@@ -184,3 +187,10 @@ def test_numbers_and_null_in_the_fields_of_other_languages_are_texts_and_absent(
 def test_an_unknown_language_is_some_other_one() -> None:
     assert only(framed(struct.pack(">hBhiiii", 0, 99, 401, 1, 1, 0, 0), kind=1)).language == "OTHER"
     assert only(framed(b'{"code":0,"opaque":1,"flag":1,"language":7}')).language == "OTHER"
+
+
+@given(number=st.integers(0, (1 << 63) - 1), value=st.text(max_size=20))
+def test_a_template_renders_what_rendering_everything_does(number: int, value: str) -> None:
+    fields = {"a": value + '"offset":"0"', "offset": "7", "z": '"offset":"0"'}
+    template = HeadTemplate(15, fields, "offset")
+    assert template.render(number) == render_head(15, {**fields, "offset": str(number)})
