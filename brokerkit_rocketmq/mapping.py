@@ -34,8 +34,6 @@ decompressed here is still compressed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from brokerkit.errors import ConfigurationError, MessageTooLarge
 from brokerkit.spi import Clock, Inbound, Outbound, ToGroup, ToInbox, ToTopic
 from brokerkit_rocketmq.delays import DELAY, Delays, parse_levels
@@ -43,6 +41,7 @@ from brokerkit_rocketmq.errors import NAME
 from brokerkit_rocketmq.layouts import Layouts
 from brokerkit_rocketmq.names import Names
 from brokerkit_rocketmq.native import NativeOptions, native_options
+from brokerkit_rocketmq.property_limits import MOST_NEW, fitting
 from brokerkit_rocketmq.property_text import (
     CONTENT_TYPE,
     CORRELATION,
@@ -67,7 +66,6 @@ from brokerkit_rocketmq.property_text import (
     Pairs,
     join,
     join_fields,
-    join_packed,
     mark,
     number,
     plain_text,
@@ -76,7 +74,6 @@ from brokerkit_rocketmq.property_text import (
 )
 from brokerkit_rocketmq.remoting.compression import COMPRESSED, CompressionError, compress
 from brokerkit_rocketmq.remoting.messages import StoredMessage
-from brokerkit_rocketmq.remoting.properties import LIMIT
 from brokerkit_rocketmq.settings import RocketMQSettings
 
 __all__ = ["MAX_RECONSUME", "Codec", "WireMessage"]
@@ -84,10 +81,7 @@ __all__ = ["MAX_RECONSUME", "Codec", "WireMessage"]
 #: Larger than any count: the broker must never turn a copy of ours into a dead letter.
 MAX_RECONSUME = 2_000_000_000
 
-#: Bytes of properties: a retry and a dead letter must have room for what the core adds, and every message for what
-#: the broker adds (MSG_REGION, TRACE_ON, CLUSTER, REAL_TOPIC, TIMER_…).
-_MOST_NEW, _MOST_AGAIN = 30_720, LIMIT - 767
-_ATTEMPT, _TRACEBACK = "bk-attempt", "bk-dead-traceback"
+_ATTEMPT = "bk-attempt"
 
 
 class WireMessage:
@@ -170,7 +164,7 @@ class Codec:
             text = plain_text(message)
             if text is not None:
                 size = len(text) if text.isascii() else len(text.encode())
-                if size <= _MOST_NEW:
+                if size <= MOST_NEW:
                     native = topic or self._names.topic(destination.topic)
                     return WireMessage(native, body, text, size + len(body), self._born(message))
         return self._encode_any(message, five)
@@ -213,8 +207,8 @@ class Codec:
             flag = restore(pairs, headers[FOREIGN], flag)
         text = join(pairs, headers) if headers else join_fields(pairs)
         size = len(text) if text.isascii() else len(text.encode())
-        if size > _MOST_NEW:
-            text, size = _fitting(text, size, pairs, headers, again)
+        if size > MOST_NEW:
+            text, size = fitting(text, size, pairs, headers, again)
         wire = WireMessage(topic, body, text, size + len(body), self._born(message))
         wire.flag = flag
         wire.sys_flag = sys_flag
@@ -373,39 +367,6 @@ def _add_fields(pairs: Pairs, message: Outbound, options: NativeOptions | None) 
         pairs.append((REPLY_TO, message.reply_to))
     if message.priority:
         pairs.append((PRIORITY, str(message.priority)))
-
-
-def _fitting(text: str, size: int, pairs: Pairs, headers: Mapping[str, str], again: bool) -> tuple[str, int]:
-    """Return the text of the properties as it is, or packed, and its bytes; raise `MessageTooLarge`."""
-    if not again:
-        raise MessageTooLarge(
-            f"headers and other properties have {size} bytes; {_MOST_NEW} of the {LIMIT} that RocketMQ stores are "
-            f"left for them",
-            backend=NAME,
-        )
-    if size <= _MOST_AGAIN:
-        return text, size
-    for plain, packed in _packings(headers):
-        text = join_packed(pairs, plain, packed)
-        smaller = len(text.encode())
-        if smaller <= _MOST_AGAIN:
-            return text, smaller
-    raise MessageTooLarge(
-        f"headers and other properties have {size} bytes, and are too many also compressed; RocketMQ stores {LIMIT}",
-        backend=NAME,
-    )
-
-
-def _packings(headers: Mapping[str, str]) -> Iterator[tuple[Mapping[str, str], Mapping[str, str]]]:
-    """Yield headers to be written as they are and headers to be compressed, what readers miss least first."""
-    ours = {name: value for name, value in headers.items() if name.startswith("bk-")}
-    users = {name: value for name, value in headers.items() if name not in ours}
-    yield users, ours
-    yield {}, headers
-    # Rather a dead letter that explains itself less than a message that can never become one.
-    brief = {name: value for name, value in ours.items() if name != _TRACEBACK}
-    yield users, brief
-    yield {}, users | brief
 
 
 def _stored_flags(text: str) -> int:
