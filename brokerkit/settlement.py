@@ -22,6 +22,7 @@ from brokerkit.envelope import (
     DEAD_TEXT,
     DEAD_TRACEBACK,
     SUSPECT,
+    attempt_of,
 )
 from brokerkit.error_text import clean_text, handler_traceback
 from brokerkit.errors import BrokerError, BrokerUnavailable
@@ -103,7 +104,12 @@ class Settlement:
 
     def deferral(self, inbound: Inbound, *, due: float | None) -> Outbound:
         """Return the copy that comes again at ``due`` with the same attempt."""
-        return self._copy(inbound, ToGroup(inbound.topic, inbound.group), dict(inbound.headers), due)
+        headers = dict(inbound.headers)
+        attempt = attempt_of(inbound)
+        if attempt > 1:
+            # What the backend counted ends with this delivery.
+            headers[ATTEMPT] = str(attempt)
+        return self._copy(inbound, ToGroup(inbound.topic, inbound.group), headers, due)
 
     def suspect(self, inbound: Inbound, *, attempt: int) -> Outbound:
         """Return the stamped copy of a message that was under way when a process crashed."""

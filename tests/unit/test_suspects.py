@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +11,7 @@ from brokerkit.clock import SystemClock
 from brokerkit.errors import BrokerUnavailable
 from brokerkit.message import Message
 from brokerkit.retry import RetryPolicy
+from brokerkit.settlement import Settlement
 from brokerkit.spi import Capability, Inbound, ToDead, ToGroup
 from brokerkit.suspects import Suspects
 from brokerkit.topic import Topic
@@ -326,3 +328,12 @@ async def test_a_copy_that_waits_for_its_original_goes_back_with_the_others() ->
     assert suspects.take_back() == [copy]
     never.set_result(False)
     await asyncio.gather(*tasks)
+
+
+def test_a_deferral_keeps_what_the_backend_counted() -> None:
+    # It needs nothing of what it settles with.
+    settlement = Settlement(cast(Any, None), cast(Any, None), SystemClock(), lambda: "id")
+    tried = Inbound("t", "g", b"x", "m", {"bk-attempt": "2"}, started=True, native_attempt=3)
+    assert settlement.deferral(tried, due=None).headers == {"bk-attempt": "4"}
+    first = Inbound("t", "g", b"x", "m", {"a": "b"}, started=False)
+    assert settlement.deferral(first, due=None).headers == {"a": "b"}
