@@ -34,7 +34,7 @@ class Asking:
     """Questions to masters.  Each raises `BrokerError` for what is neither an answer nor a plain "there is none"."""
 
     def __init__(self, client: Client, timeout: float, *, slaves: bool = False) -> None:
-        """With ``slaves`` questions about offsets go to a copy while the master is away."""
+        """With ``slaves`` questions about one queue go to a copy while the master is away."""
         self.client = client
         self.timeout = timeout
         self._slaves = slaves
@@ -143,7 +143,7 @@ class Asking:
         The broker returns at most 32 messages and 256 KiB, but at least one message.
         """
         fields = pull_fields(group, queue, offset, count=count, tag=tag)
-        frame = await self.client.call(queue.broker, RequestCode.PULL_MESSAGE, fields, timeout=self.timeout)
+        frame = await self._call(queue.broker, RequestCode.PULL_MESSAGE, fields)
         if frame.code == ResponseCode.SUCCESS or frame.code == ResponseCode.PULL_OFFSET_MOVED:
             return frame, int(frame.fields["nextBeginOffset"])
         if frame.code in _FOUND_NOTHING:

@@ -284,6 +284,7 @@ class Holdings:
                 self._leave_later(queue, self._tools.locks.release([queue]))
             return
         reader.giving = False
+        reader.take_back_suspects()
         if not self._tools.source.shared:
             # It comes back when its broker does.
             self._past[queue] = Progress(reader.progress.high)

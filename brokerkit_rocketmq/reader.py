@@ -134,6 +134,14 @@ class Reader:
             self.buffer = deque(sorted([*returned, *self.buffer], key=lambda message: message.queue_offset))
         return stale
 
+    def take_back_suspects(self) -> None:
+        """Take back the suspects that wait for others to be tried: whoever reads the queue next tries them."""
+        progress = self.progress
+        waiting = [
+            offset for offset in progress.handed if offset < progress.suspected and not progress.trials.tries(offset)
+        ]
+        self.give_back(waiting)
+
     def messages(self, offsets: Iterable[int]) -> list[StoredMessage]:
         """Return those of the messages that are here, handed out or not."""
         here = {message.queue_offset: message for message in self.buffer} | self.progress.handed

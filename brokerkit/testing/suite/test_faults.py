@@ -17,7 +17,7 @@ from brokerkit.spi import Capability
 from brokerkit.testing.harness import Harness
 from brokerkit.testing.ledger import Ledger
 from brokerkit.testing.suite._cases import case, eventually, needs, new_id, requires
-from brokerkit.testing.suite.seen import Seen, nothing_is_left, policy, quiet, started
+from brokerkit.testing.suite.seen import Seen, all_settled, nothing_is_left, policy, quiet, started
 from brokerkit.testing.suite.traffic import Traffic
 from brokerkit.testing.suite.workers import POISON, Crew, job_for, work
 from brokerkit.topic import Topic
@@ -153,6 +153,7 @@ async def test_poison_message_is_capped(harness: Harness) -> None:
         within = limit * harness.timing.within(count)
         await eventually(buried, within=within, what=f"the dead letter of the poison; {crew.entries('start')}")
         await crew.covered("done", ledger.confirmed_ids - {poison}, within=within)
+        await all_settled(harness, manager, topic)
         assert await worker.stop() == 0, worker.output
         letters = await manager.admin.dead_letters(topic, "g")
         shown = [(each.message.body, each.reason, each.attempts) for each in letters]
