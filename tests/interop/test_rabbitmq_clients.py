@@ -52,7 +52,9 @@ def manager(url: str) -> Iterator[Manager]:
 
 @contextlib.contextmanager
 def kombu_channel(url: str) -> Iterator[tuple[kombu.Connection, Any]]:
-    with kombu.Connection(url) as connection, connection.channel() as channel:
+    # Without confirms a quorum queue that was just declared may not get what a channel published right before its end.
+    confirmed = {"confirm_publish": True}
+    with kombu.Connection(url, transport_options=confirmed) as connection, connection.channel() as channel:
         yield connection, channel
 
 
