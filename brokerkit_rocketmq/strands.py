@@ -158,11 +158,10 @@ class Strand:
         self._messages += len(parcel.entries)
         self.in_flight += 1
         timeout = max(0.0, parcel.deadline - sending.clock.monotonic())
-        answer = connection.request(parcel.code, fields, parcel.body, timeout=timeout)
+        # Where nothing else seems to come: the next turn of the loop would be a tenth of its round trip.
+        alone = connection.in_flight == 0
+        answer = connection.request(parcel.code, fields, parcel.body, timeout=timeout, at_once=alone)
         parcel.mark_written()
-        if connection.in_flight == 1:
-            # Nothing else seems to come: the next turn of the loop would be a tenth of its round trip.
-            connection.flush()
         answer.add_done_callback(partial(self._answered, parcel, outlet))
 
     # --- answers ---

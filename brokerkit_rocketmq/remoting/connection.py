@@ -108,10 +108,17 @@ class RemotingConnection(asyncio.Protocol):
     # --- asking ---
 
     def request(
-        self, code: int, fields: Mapping[str, str] | None = None, body: bytes = b"", *, timeout: float
+        self,
+        code: int,
+        fields: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        timeout: float,
+        at_once: bool = False,
     ) -> asyncio.Future[Frame]:
         """Write a request and return the future of its answer, whatever response code that has.
 
+        ``at_once``: no other will join it, so it does not wait for the end of the turn of the loop.
         It fails with `NotConnected`, `ConnectionLost`, `RequestTimeout` after ``timeout`` seconds, or `Oversized`.
         Cancelling it does not unwrite the request; the answer is dropped.
         """
@@ -122,7 +129,7 @@ class RemotingConnection(asyncio.Protocol):
             if UNSIGNED in fields:
                 version = _UNSIGNED_VERSION
         before, after = render_head(code, fields, version=version)
-        return self._post(before, after, body, timeout)
+        return self._post(before, after, body, timeout, at_once)
 
     def request_rendered(self, before: bytes, after: bytes, body: bytes, *, timeout: float) -> asyncio.Future[Frame]:
         """Write a request whose JSON header the caller has rendered, but for the number of ``opaque``.
@@ -186,7 +193,9 @@ class RemotingConnection(asyncio.Protocol):
                 if not waiter.done():
                     waiter.cancel()
 
-    def _post(self, before: bytes, after: bytes, body: bytes, timeout: float) -> asyncio.Future[Frame]:
+    def _post(
+        self, before: bytes, after: bytes, body: bytes, timeout: float, at_once: bool = False
+    ) -> asyncio.Future[Frame]:
         future: asyncio.Future[Frame] = self.loop.create_future()
         if self.error is not None:
             _fail(future, NotConnected(f"not connected to {self.peer}: {self.error}"))
@@ -201,27 +210,23 @@ class RemotingConnection(asyncio.Protocol):
         self._pending[opaque] = (future, deadline)
         if deadline < self._sweep_at:
             self._sweep_later(deadline)
-        self._write(head, body)
+        self._write(head, body, at_once)
         return future
 
     # --- writing ---
 
-    def _write(self, head: bytes, body: bytes) -> None:
+    def _write(self, head: bytes, body: bytes, at_once: bool = False) -> None:
         out = self._out
         out.append(head)
         if body:
             out.append(body)
         self._gathered += len(head) + len(body)
-        if self._gathered > _WRITE_BUFFER:
-            # Now, so that writers learn in time that the socket is full.
+        if at_once or self._gathered > _WRITE_BUFFER:
+            # Much, so that writers learn in time that the socket is full.
             self._flush()
         elif not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush_soon)
-
-    def flush(self) -> None:
-        """Write what was gathered in this turn of the loop now; for a request that no other will join."""
-        self._flush()
 
     def _flush_soon(self) -> None:
         self._flushing = False
