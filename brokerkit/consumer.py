@@ -78,9 +78,10 @@ class Consumer:
             self.settlement.use_atomic(driver)
         self._lease = driver if Capability.LEASE in offers and isinstance(driver, Lease) else None
         self._barrier = driver if isinstance(driver, SettleBarrier) else None
-        self._marks = driver if Capability.START_MARKS in offers and isinstance(driver, StartMarks) else None
+        exact = Capability.START_MARKS in offers
         #: Counts starts of suspects; None: the driver does not, or counts all starts.
-        self.trials = driver if self._marks is None and isinstance(driver, Trials) else None
+        self.trials = driver if not exact and isinstance(driver, Trials) else None
+        self._marks = driver if isinstance(driver, StartMarks) and (exact or self.trials is not None) else None
         self.can_delay = Capability.DELAYED_SEND in offers
         self.can_bury = Capability.DEAD_LETTER in offers
         #: Handed out and not settled.

@@ -236,10 +236,10 @@ class AtomicSettle(Protocol):
 
 @runtime_checkable
 class StartMarks(Protocol):
-    """Consumer drivers with START_MARKS."""
+    """Consumer drivers with START_MARKS, and those with `Trials` that want to know what is at work."""
 
     def mark_started(self, message: Inbound) -> None:
-        """Record, so that it survives a crash of this process, that the handler is about to start."""
+        """Note that the handler is about to start; with START_MARKS that survives a crash of this process."""
         ...
 
 

@@ -210,6 +210,11 @@ class RocketMQConsumer:
         ready.extend(blocked)
         return taken
 
+    def mark_started(self, message: Inbound) -> None:
+        """Note that a handler is at work on it: it may end when its queue goes to another member."""
+        reader, offset = message.token
+        reader.at_work.add(offset)
+
     async def begin_trial(self, message: Inbound) -> None:
         """Record that a suspect is about to be started alone, as `brokerkit.spi.Trials` says."""
         reader, offset = message.token
@@ -280,6 +285,7 @@ class RocketMQConsumer:
         last: Reader | None = None
         for message in messages:
             reader, offset = message.token
+            reader.at_work.discard(offset)
             if not (reader.live and reader.progress.settle(offset)):
                 self.stale += 1
             elif reader is not last:

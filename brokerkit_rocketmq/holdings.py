@@ -153,9 +153,24 @@ class Holdings:
             for holding in tuple(self._held.values()):
                 if holding.reader is not None:
                     try:
+                        await self._check_queue(holding.reader)
                         await self._check_offset(holding.reader)
                     except BrokerError as error:
                         log.debug("the offset of a queue of %s is not known: %s", self._tools.source.topic, error)
+
+    async def _check_queue(self, reader: Reader) -> None:
+        """Begin anew in a queue that is not the one that we know: its topic was deleted and made again.
+
+        Its offset may be one of ours all the same, from a commit that was under way meanwhile.
+        """
+        queue, witness, offsets = reader.queue, reader.progress.witness, self._tools.offsets
+        holding = self._held.get(queue)
+        master = await self._tools.client.link(queue.broker)
+        if witness is None or master.current is not reader.home or await offsets.holds(queue, witness):
+            return
+        first = await offsets.first(queue)
+        if holding is not None and self._held.get(queue) is holding and holding.reader is reader:
+            self.move(queue, first)
 
     async def _check_offset(self, reader: Reader) -> bool:
         """Look at one; return False when its queue is to be read from elsewhere, and has another reader now."""
@@ -284,7 +299,8 @@ class Holdings:
                 self._leave_later(queue, self._tools.locks.release([queue]))
             return
         reader.giving = False
-        reader.take_back_suspects()
+        if self._tools.source.shared and self._tools.locks is None:
+            reader.take_back_unstarted()
         if not self._tools.source.shared:
             # It comes back when its broker does.
             self._past[queue] = Progress(reader.progress.high)

@@ -79,10 +79,6 @@ class Trials:
         self._starts[offset] = self.starts(offset) + 1
         self._trying.add(offset)
 
-    def tries(self, offset: int) -> bool:
-        """Return whether a suspect was started here and is neither settled nor given back."""
-        return offset in self._trying
-
     def cancel(self, offset: int) -> bool:
         """Take back the start of a suspect that did not end this process; return whether there was one."""
         if offset not in self._trying:

@@ -30,6 +30,7 @@ class Reader:
         "_emptied",
         "_narrow",
         "_room",
+        "at_work",
         "buffer",
         "buffered",
         "checked",
@@ -64,6 +65,8 @@ class Reader:
         self.live = True
         #: Whether messages may be handed out.
         self.giving = True
+        #: Offsets of what handlers are at work on.
+        self.at_work: set[int] = set()
         #: What may be handed out, ascending, and its bytes.
         self.buffer: deque[StoredMessage] = deque()
         self.buffered = 0
@@ -124,6 +127,7 @@ class Reader:
         stale = 0
         returned = []
         for offset in offsets:
+            self.at_work.discard(offset)
             message = self.progress.give_back(offset)
             if message is None:
                 stale += 1
@@ -134,13 +138,9 @@ class Reader:
             self.buffer = deque(sorted([*returned, *self.buffer], key=lambda message: message.queue_offset))
         return stale
 
-    def take_back_suspects(self) -> None:
-        """Take back the suspects that wait for others to be tried: whoever reads the queue next tries them."""
-        progress = self.progress
-        waiting = [
-            offset for offset in progress.handed if offset < progress.suspected and not progress.trials.tries(offset)
-        ]
-        self.give_back(waiting)
+    def take_back_unstarted(self) -> None:
+        """Take back what no handler is at work on: whoever reads the queue next has it sooner."""
+        self.give_back([offset for offset in self.progress.handed if offset not in self.at_work])
 
     def messages(self, offsets: Iterable[int]) -> list[StoredMessage]:
         """Return those of the messages that are here, handed out or not."""
