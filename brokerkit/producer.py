@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -312,27 +312,33 @@ class Producer:
             patience = deadline - self._clock.monotonic()
         else:
             self._check_offers(name, outbound)
-        if patience >= self._link.attempt_timeout:
-            # What `_attempt` does, without one more coroutine for every message.
-            failure = (await driver.send((outbound,)))[0]
-        else:
-            failure = (await self._attempt(driver, (outbound,), patience))[0]
+        failure = (await self._attempt(driver, (outbound,), patience))[0]
         return failure and (await self._insist([outbound], [failure], deadline))[0]
 
-    async def _attempt(
+    def _attempt(
         self,
         driver: ProducerDriver,
         outbounds: Sequence[Outbound],
         seconds: float,
         before: Sequence[BrokerError | None] | None = None,
-    ) -> Sequence[BrokerError | None]:
+    ) -> Coroutine[Any, Any, Sequence[BrokerError | None]]:
         """Hand the messages to the driver once; after ``seconds`` without an answer the outcome is unknown.
 
         ``before``: the outcomes of the attempt before, which say more than that this one took too long.
         """
         if seconds >= self._link.attempt_timeout:
-            # The driver ends in time by itself, and knows better what became of them.
-            return await driver.send(outbounds)
+            # The driver ends in time by itself, and knows better what became of them.  Not awaited here: each
+            # coroutine in between costs every message.
+            return driver.send(outbounds)
+        return self._cut_attempt(driver, outbounds, seconds, before)
+
+    async def _cut_attempt(
+        self,
+        driver: ProducerDriver,
+        outbounds: Sequence[Outbound],
+        seconds: float,
+        before: Sequence[BrokerError | None] | None,
+    ) -> Sequence[BrokerError | None]:
         try:
             return await within(self._clock, driver.send(outbounds), seconds)
         except TimeIsUp:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from brokerkit.spi import Outbound, ToGroup
+from brokerkit_rocketmq.property_text import ATTEMPT, written_attempt
 
 if TYPE_CHECKING:
     from brokerkit.spi import Inbound
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from brokerkit_rocketmq.sources import Source
 
 __all__ = ["HandingOut"]
-
-#: The number of a start, in the headers of copies (brokerkit's envelope).
-_ATTEMPT = "bk-attempt"
 
 
 class HandingOut:
@@ -70,16 +67,16 @@ class HandingOut:
 
     def _copy(self, progress: Progress[StoredMessage], stored: StoredMessage, now: float) -> Outbound:
         inbound = self._codec.decode(stored, self._source.topic, self._source.group)
-        written = inbound.headers.get(_ATTEMPT, "")
-        attempt = int(written) if written.isdecimal() and len(written) < 10 else inbound.native_attempt
+        written = written_attempt(inbound.headers)
+        attempt = inbound.native_attempt if written is None else written
         if stored.queue_offset < progress.suspected:
             attempt += progress.trials.starts(stored.queue_offset)
-        copy = Outbound(
+        return Outbound(
             destination=ToGroup(inbound.topic, inbound.group),
             body=inbound.body,
             # The codec gives an id to messages that came without one.
             message_id=inbound.message_id or "",
-            headers=inbound.headers,
+            headers={**inbound.headers, ATTEMPT: str(attempt)} if attempt > 1 else inbound.headers,
             due=inbound.due,
             key=inbound.key,
             tag=inbound.tag,
@@ -90,12 +87,11 @@ class HandingOut:
             correlation_id=inbound.correlation_id,
             reply_to=inbound.reply_to,
         )
-        return replace(copy, headers={**copy.headers, _ATTEMPT: str(attempt)}) if attempt > 1 else copy
 
 
 def _suspect(inbound: Inbound, progress: Progress[StoredMessage], offset: int) -> None:
     """Say whether a process may have died of a message that was handed out before, and how often."""
-    if _ATTEMPT in inbound.headers:
+    if ATTEMPT in inbound.headers:
         # The copies of brokerkit have their own count; the broker's is the same.
         inbound.native_attempt = 1
     inbound.started = offset < progress.suspected

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from brokerkit.errors import BrokerError
 from brokerkit.spi import wait
 from brokerkit_rocketmq.handover import PATIENCE, begin_at, begin_at_end, go_on, take_over
+from brokerkit_rocketmq.holding import Holding
 from brokerkit_rocketmq.marks import MOST_IN_HAND, Mark
 from brokerkit_rocketmq.progress import Progress
 from brokerkit_rocketmq.reader import Reader
@@ -51,7 +52,7 @@ class Holdings:
         self._puller = puller
         self._lost = lost
         #: The queues that are ours, and who reads them.
-        self._held: dict[MessageQueue, _Holding] = {}
+        self._held: dict[MessageQueue, Holding] = {}
         self._leaving: dict[MessageQueue, asyncio.Task[None]] = {}
         #: How far queues were that were lost with their broker.
         self._past: dict[MessageQueue, Progress[StoredMessage]] = {}
@@ -140,7 +141,7 @@ class Holdings:
         if reader is not None:
             self._past[queue] = reader.progress
 
-    def _lose_holding(self, queue: MessageQueue, holding: _Holding) -> None:
+    def _lose_holding(self, queue: MessageQueue, holding: Holding) -> None:
         if self._held.get(queue) is holding:
             self.lose(queue)
 
@@ -198,7 +199,7 @@ class Holdings:
     # --- beginning ---
 
     def _hold(self, queue: MessageQueue, inherited: bool) -> None:
-        holding = self._held[queue] = _Holding(inherited)
+        holding = self._held[queue] = Holding(inherited)
         name = f"brokerkit-rocketmq-read-{queue.topic}-{queue.broker}-{queue.queue_id}"
         task = holding.task = asyncio.get_running_loop().create_task(self._read(queue, holding, inherited), name=name)
 
@@ -211,7 +212,7 @@ class Holdings:
 
         task.add_done_callback(ended)
 
-    async def _read(self, queue: MessageQueue, holding: _Holding, inherited: bool) -> None:
+    async def _read(self, queue: MessageQueue, holding: Holding, inherited: bool) -> None:
         leaving = self._leaving.get(queue)
         if leaving is not None:
             await asyncio.wait((leaving,))
@@ -390,28 +391,3 @@ class Holdings:
                 await asyncio.wait((together,))
         for reader in tuple(self.readers):
             self._forget(reader)
-
-
-class _Holding:
-    """One queue that is ours."""
-
-    __slots__ = ("begun", "inherited", "reader", "since", "task")
-
-    def __init__(self, inherited: bool) -> None:
-        #: Whether it was read until then by a member that is alive.
-        self.inherited = inherited
-        #: Monotonic: when reading began.
-        self.since = 0.0
-        self.task: asyncio.Task[None] | None = None
-        self.reader: Reader | None = None
-        #: Done when the first attempt to begin it is over.
-        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def is_begun(self) -> None:
-        if not self.begun.done():
-            self.begun.set_result(None)
-
-    def end(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-        self.is_begun()

@@ -71,6 +71,7 @@ from brokerkit_rocketmq.property_text import (
     plain_text,
     read_rest,
     restore,
+    written_attempt,
 )
 from brokerkit_rocketmq.remoting.compression import COMPRESSED, CompressionError, compress
 from brokerkit_rocketmq.remoting.messages import StoredMessage
@@ -80,8 +81,6 @@ __all__ = ["MAX_RECONSUME", "Codec", "WireMessage"]
 
 #: Larger than any count: the broker must never turn a copy of ours into a dead letter.
 MAX_RECONSUME = 2_000_000_000
-
-_ATTEMPT = "bk-attempt"
 
 
 class WireMessage:
@@ -214,7 +213,8 @@ class Codec:
         wire.sys_flag = sys_flag
         wire.delayed = delayed
         if again:
-            wire.reconsume_times = _times(headers.get(_ATTEMPT))
+            # RocketMQ counts the deliveries before.
+            wire.reconsume_times = max((written_attempt(headers) or 1) - 1, 0)
         if again or delayed or sys_flag or not body:
             wire.batchable = False
         if options is not None and options.oneway:
@@ -336,12 +336,6 @@ class Codec:
         elif stored.born_timestamp > 0:
             inbound.timestamp = stored.born_timestamp / 1000
         return inbound
-
-
-def _times(attempt: str | None) -> int:
-    """Return RocketMQ's count of earlier deliveries for the number of a start."""
-    written = int(attempt) if attempt is not None and attempt.isdecimal() and len(attempt) < 10 else 1
-    return max(written - 1, 0)
 
 
 def _add_fields(pairs: Pairs, message: Outbound, options: NativeOptions | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MOST_IN_HAND", "Mark", "Trial", "Trials"]
+__all__ = ["MOST_IN_HAND", "Mark", "Trial", "TrialCounts"]
 
 #: Brokers take any number that is not negative (``ConsumerOffsetManager``, 4.9 and 5.x).  No queue gets to this offset.
 _TRIAL = 1 << 62
@@ -57,7 +57,7 @@ class Mark:
         return cls(offset + (number >> _STARTS_BITS & _MOST_SPAN), trial=Trial(offset, starts=number & _MOST_STARTS))
 
 
-class Trials:
+class TrialCounts:
     """The suspects of one queue that were tried, and how often each of them was started.
 
     A suspect is a message that was handed out to a process that may have died of it: one start, if any.

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from brokerkit_rocketmq.marks import Mark, Trials
+from brokerkit_rocketmq.marks import Mark, TrialCounts
 
 __all__ = ["Progress"]
 
@@ -37,7 +37,7 @@ class Progress(Generic[M]):
         self.high = max(start, high)
         #: Messages below this offset may have been started by a process that died of them.
         self.suspected = high
-        self.trials = Trials(mark.trial if mark is not None else None)
+        self.trials = TrialCounts(mark.trial if mark is not None else None)
         #: Whether offsets below it were delivered before is not known.
         self.doubtful = 0
         #: A message below `low`: while the queue has it, the queue is the one that these offsets are of.
@@ -147,7 +147,7 @@ class Progress(Generic[M]):
         if mark.high > self.high or self._tried_elsewhere(mark):
             self.suspected = mark.high
             self.high = max(self.high, mark.high)
-            self.trials = Trials(mark.trial)
+            self.trials = TrialCounts(mark.trial)
 
     def _tried_elsewhere(self, mark: Mark) -> bool:
         trial = mark.trial

@@ -17,14 +17,17 @@ from brokerkit_rocketmq.remoting.messages import StoredMessage
 from brokerkit_rocketmq.remoting.properties import is_system
 
 __all__ = [
-    "CONTENT_TYPE", "CORRELATION", "DUE", "EMPTY", "FOREIGN", "KEY", "KEYS", "MESSAGE_ID", "NOTHING", "ORIGIN_ID",
-    "ORIGIN_TOPIC", "PRIORITY", "REPLY_TO", "RETRY_TOPIC", "SHARDING", "STORED", "TAG", "TAGS", "TIME", "TYPE", "Pairs",
-    "is_dropped", "is_header", "join", "join_fields", "join_packed", "mark", "number", "plain_text", "read_rest",
-    "restore",
+    "ATTEMPT", "CONTENT_TYPE", "CORRELATION", "DUE", "EMPTY", "FOREIGN", "KEY", "KEYS", "MESSAGE_ID", "NOTHING",
+    "ORIGIN_ID", "ORIGIN_TOPIC", "PRIORITY", "REPLY_TO", "RETRY_TOPIC", "SHARDING", "STORED", "TAG", "TAGS", "TIME", "TYPE",
+    "Pairs", "is_dropped", "is_header", "join", "join_fields", "join_packed", "mark", "number", "plain_text", "read_rest",
+    "restore", "written_attempt",
 ]  # fmt: skip
 
 #: Names and values in the order in which they are written.
 Pairs = list[tuple[str, str]]
+
+#: The number of a start, in the headers of copies (brokerkit's envelope).
+ATTEMPT = "bk-attempt"
 
 MESSAGE_ID, KEYS, TAGS, CORRELATION = "UNIQ_KEY", "KEYS", "TAGS", "CORRELATION_ID"
 SHARDING, RETRY_TOPIC, ORIGIN_TOPIC = "__SHARDINGKEY", "RETRY_TOPIC", "DLQ_ORIGIN_TOPIC"
@@ -59,6 +62,13 @@ _FIELDS = {
 _OURS = frozenset({EMPTY, _HIDDEN, _PACKED, FOREIGN, STORED})
 #: What is more than a header, but for system properties: a field, or something that is read in a way of its own.
 _FIELD_NAMES = frozenset({*_FIELDS, ORIGIN_ID, TIME, DUE, PRIORITY, *_OURS})
+
+
+def written_attempt(headers: Mapping[str, str]) -> int | None:
+    """Return which start of a handler a copy is meant for; None where that is not written."""
+    text = headers.get(ATTEMPT, "")
+    # A foreign sender may write what it likes there.
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def plain_text(message: Outbound) -> str | None:

@@ -8,11 +8,20 @@ import pytest
 
 from brokerkit.errors import BrokerError, BrokerUnavailable
 from brokerkit.testing.deadlines import eventually
+from brokerkit.testing.faults import FaultProxy
 from brokerkit.testing.services.rocketmq import RocketMQControl
 from brokerkit_rocketmq.making import Making
 from brokerkit_rocketmq.marks import Mark, Trial
 from brokerkit_rocketmq.pulling import PullLimits
-from tests.rocketmq.consuming import LONG, bodies, consuming, take
+from tests.rocketmq.consuming import LONG, Scene, bodies, consuming, take
+
+
+async def dies_with(scene: Scene, proxy: FaultProxy, count: int) -> None:
+    """Let a consumer be handed so many messages, and its process die before it settled one."""
+    await take(await scene.consume(prefetch=count, through=proxy), count)
+    await scene.all_marked(count)
+    proxy.refuse()
+    proxy.reset()
 
 
 async def test_settled_returns_when_the_broker_has_all_progress(rocketmq: RocketMQControl) -> None:
@@ -108,11 +117,7 @@ async def test_a_trial_outlives_what_is_written_of_hand_outs_at_the_same_time(ro
     """A broker handles marks that come together in any order."""
     async with consuming(rocketmq, queues=1) as scene, scene.proxy() as proxy:
         await scene.put(0, b"suspect")
-        dying = await scene.consume(through=proxy)
-        await take(dying, 1)
-        await scene.all_marked(1)
-        proxy.refuse()
-        proxy.reset()
+        await dies_with(scene, proxy, 1)
         consumer = await scene.consume(prefetch=200)
         (suspect,) = await take(consumer, 1)
         assert suspect.started
@@ -129,11 +134,7 @@ async def test_a_trial_outlives_what_is_written_of_hand_outs_at_the_same_time(ro
 async def test_a_drain_with_suspects_brings_back_those_alone_and_keeps_their_count(rocketmq: RocketMQControl) -> None:
     async with consuming(rocketmq, queues=1) as scene, scene.proxy() as proxy:
         await scene.put(0, *(b"%d" % number for number in range(8)))
-        dying = await scene.consume(prefetch=2, through=proxy)
-        await take(dying, 2)
-        await scene.all_marked(2)
-        proxy.refuse()
-        proxy.reset()
+        await dies_with(scene, proxy, 2)
         consumer = await scene.consume(prefetch=20)
         messages = await take(consumer, 8)
         assert [message.started for message in messages] == [True] * 2 + [None] * 6
@@ -168,11 +169,7 @@ async def test_what_comes_again_to_the_same_process_is_no_suspect(rocketmq_old: 
 async def test_suspects_go_first_and_others_do_not_get_far_ahead(rocketmq_old: RocketMQControl) -> None:
     async with consuming(rocketmq_old, queues=1) as scene, scene.proxy() as proxy:
         await scene.put(0, *(b"%02d" % number for number in range(40)))
-        dying = await scene.consume(prefetch=8, through=proxy)
-        await take(dying, 8)
-        await scene.all_marked(8)
-        proxy.refuse()
-        proxy.reset()
+        await dies_with(scene, proxy, 8)
         after = await scene.consume(prefetch=10)
         first = await take(after, 10)
         assert bodies(first) == [b"%02d" % number for number in range(10)]

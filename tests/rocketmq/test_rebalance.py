@@ -58,16 +58,22 @@ async def test_one_more_member_than_queues_has_nothing_to_do(rocketmq: RocketMQC
         assert sorted(got) == [b"0", b"1"]
 
 
+async def joined_at_work(scene: Scene) -> tuple[RocketMQConsumer, RocketMQConsumer, list[Inbound]]:
+    """Return a member that is at work on all messages of two queues, one that joined it, and those messages."""
+    await scene.put(0, b"a", b"b")
+    await scene.put(1, b"c", b"d")
+    first = await scene.consume()
+    held = await take(first, 4)
+    for message in held:
+        first.mark_started(message)
+    second = await scene.consume()
+    await shared_out(scene, first, second)
+    return first, second, held
+
+
 async def test_a_queue_changes_hands_only_when_what_is_at_work_is_settled(rocketmq: RocketMQControl) -> None:
     async with consuming(rocketmq, queues=2) as scene:
-        await scene.put(0, b"a", b"b")
-        await scene.put(1, b"c", b"d")
-        first = await scene.consume()
-        held = await take(first, 4)
-        for message in held:
-            first.mark_started(message)
-        second = await scene.consume()
-        await shared_out(scene, first, second)
+        first, second, held = await joined_at_work(scene)
         # The second one waits for what the first one has in its hands.
         assert await second.receive(10, 0.5) == ()
         assert all(map(first.live, held)), "the first one may still settle what it was given"
@@ -84,14 +90,7 @@ async def test_a_queue_changes_hands_only_when_what_is_at_work_is_settled(rocket
 
 async def test_what_takes_too_long_comes_to_the_next_member_and_is_stale_here(rocketmq: RocketMQControl) -> None:
     async with consuming(rocketmq, queues=2) as scene:
-        await scene.put(0, b"a", b"b")
-        await scene.put(1, b"c", b"d")
-        first = await scene.consume()
-        held = await take(first, 4)
-        for message in held:
-            first.mark_started(message)
-        second = await scene.consume()
-        await shared_out(scene, first, second)
+        first, second, held = await joined_at_work(scene)
         again = await take(second, 2)
         assert {message.redelivered for message in again} == {True}
         mine = [message for message in held if message.body not in bodies(again)]
