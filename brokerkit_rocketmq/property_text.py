@@ -18,9 +18,9 @@ from brokerkit_rocketmq.remoting.properties import is_system
 
 __all__ = [
     "ATTEMPT", "CONTENT_TYPE", "CORRELATION", "DUE", "EMPTY", "FOREIGN", "KEY", "KEYS", "MESSAGE_ID", "NOTHING",
-    "ORIGIN_ID", "ORIGIN_TOPIC", "PRIORITY", "REPLY_TO", "RETRY_TOPIC", "SHARDING", "STORED", "TAG", "TAGS", "TIME", "TYPE",
-    "Pairs", "is_dropped", "is_header", "join", "join_fields", "join_packed", "mark", "number", "plain_text", "read_rest",
-    "restore", "written_attempt",
+    "ORIGIN_ID", "ORIGIN_TOPIC", "PRIORITY", "REPLY_TO", "RETRY_TOPIC", "SHARDING", "STORED", "TAG", "TAGS", "TIME",
+    "TYPE", "Pairs", "is_dropped", "is_header", "join", "join_fields", "join_packed", "mark", "number", "plain_text",
+    "read_rest", "restore", "written_attempt",
 ]  # fmt: skip
 
 #: Names and values in the order in which they are written.
