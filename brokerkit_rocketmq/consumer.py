@@ -219,6 +219,8 @@ class RocketMQConsumer:
         """Record that a suspect is about to be started alone, as `brokerkit.spi.Trials` says."""
         reader, offset = message.token
         if reader.live and offset in reader.progress.handed:
+            # From here on it is at work: taken back now it would run here and elsewhere.
+            reader.at_work.add(offset)
             reader.progress.begin_trial(offset)
             await self._offsets.mark_now(reader)
 

@@ -74,6 +74,23 @@ async def test_what_is_sent_to_a_topic_that_was_made_anew_while_the_link_was_los
         assert [(message.redelivered, message.started) for message in messages] == [(False, None)] * 5
 
 
+async def test_a_commit_that_comes_late_hides_nothing_of_a_topic_that_was_made_anew(rocketmq: RocketMQControl) -> None:
+    """It was under way while the topic was deleted, and is the offset of the new one now."""
+    async with consuming(rocketmq, queues=1) as scene:
+        await scene.put(0, b"old 0", b"old 1", b"old 2")
+        consumer = await scene.consume()
+        await consumer.ack(await take(consumer, 3))
+        await consumer.settled()
+        (queue,) = await scene.queues()
+        spec = scene.topics[scene.topic]
+        await scene.topology.delete(scene.topic, None, ("g",))
+        await scene.topology.declare(spec, spec.groups["g"])
+        await scene.asking.commit(scene.names.group(scene.topic, "g"), queue, 3)
+        new = [b"new %d" % number for number in range(3)]
+        await scene.put(0, *new)
+        assert bodies(await take(consumer, 3)) == new
+
+
 async def test_what_was_settled_before_the_broker_forgot_it_does_not_come_again(rocketmq: RocketMQControl) -> None:
     """As when a broker dies within the 5 s that offsets are kept in memory."""
     async with consuming(rocketmq, queues=1) as scene, scene.proxy() as proxy:
