@@ -15,7 +15,7 @@ from brokerkit_rocketmq.batching import MOST_MESSAGES, Parcel, pack
 from brokerkit_rocketmq.calls import Entry
 from brokerkit_rocketmq.errors import NAME, fresh, is_stored, refused, unanswered
 from brokerkit_rocketmq.remoting.codes import ResponseCode
-from brokerkit_rocketmq.remoting.errors import Oversized
+from brokerkit_rocketmq.remoting.errors import Oversized, RemotingError
 from brokerkit_rocketmq.remoting.names import RETRY_PREFIX
 
 if TYPE_CHECKING:
@@ -160,28 +160,25 @@ class Strand:
         timeout = max(0.0, parcel.deadline - sending.clock.monotonic())
         # Where nothing else seems to come: the next turn of the loop would be a tenth of its round trip.
         alone = connection.in_flight == 0
-        answer = connection.request(parcel.code, fields, parcel.body, timeout=timeout, at_once=alone)
+        answered = partial(self._answered, parcel, outlet)
+        connection.ask(parcel.code, fields, parcel.body, answered, timeout=timeout, at_once=alone)
         parcel.mark_written()
-        answer.add_done_callback(partial(self._answered, parcel, outlet))
 
     # --- answers ---
 
-    def _answered(self, parcel: Parcel, outlet: Outlet, answer: asyncio.Future[Frame]) -> None:
+    def _answered(self, parcel: Parcel, outlet: Outlet, answer: Frame | RemotingError) -> None:
         outlet.returned(len(parcel.entries), len(parcel.body))
         self._messages -= len(parcel.entries)
         left = self._requests.pop(outlet) - 1
         if left:
             self._requests[outlet] = left
-        exc = answer.exception()
-        if exc is not None:
-            self._lost(parcel, outlet, exc)
+        if isinstance(answer, RemotingError):
+            self._lost(parcel, outlet, answer)
+        elif answer.code == ResponseCode.SUCCESS:
+            outlet.well()
+            parcel.stored()
         else:
-            frame = answer.result()
-            if frame.code == ResponseCode.SUCCESS:
-                outlet.well()
-                parcel.stored()
-            else:
-                self._refused(parcel, outlet, frame)
+            self._refused(parcel, outlet, answer)
         self._over()
 
     def _over(self) -> None:
@@ -192,7 +189,7 @@ class Strand:
             self.on_over()
         self._sending.outlets.stir()
 
-    def _lost(self, parcel: Parcel, outlet: Outlet, exc: BaseException) -> None:
+    def _lost(self, parcel: Parcel, outlet: Outlet, exc: RemotingError) -> None:
         if not isinstance(exc, Oversized):
             outlet.avoid()
             self._sending.client.routes.invalidate(self._topic)

@@ -10,7 +10,8 @@ import ssl as tls
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import cast
 
 from brokerkit_rocketmq.remoting.codes import ResponseCode
 from brokerkit_rocketmq.remoting.errors import (
@@ -19,7 +20,6 @@ from brokerkit_rocketmq.remoting.errors import (
     NotConnected,
     Oversized,
     RemotingError,
-    RequestTimeout,
 )
 from brokerkit_rocketmq.remoting.frames import (
     FRAME_MAX,
@@ -30,6 +30,7 @@ from brokerkit_rocketmq.remoting.frames import (
     render_head,
     rendered_request,
 )
+from brokerkit_rocketmq.remoting.pending import OnAnswer, PendingRequests
 from brokerkit_rocketmq.remoting.signing import UNSIGNED, Signer
 
 __all__ = ["Answer", "OnRequest", "RemotingConnection", "dial"]
@@ -38,8 +39,6 @@ log = logging.getLogger("brokerkit.rocketmq")
 
 #: Bytes that may wait in the transport before writers are asked to pause.
 _WRITE_BUFFER = 1 << 20
-#: Seconds between two looks at the deadlines, at least.
-_SWEEP = 0.02
 #: Seconds for the other side to answer the end of TLS, which 4.9.x does not.
 _TLS_GOODBYE = 0.2
 _OPAQUE_MASK = 0x7FFFFFFF
@@ -92,7 +91,7 @@ class RemotingConnection(asyncio.Protocol):
         self._frame_max = frame_max
         self._transport: asyncio.Transport | None = None
         self._parser = FrameParser(frame_max)
-        self._pending: dict[int, tuple[asyncio.Future[Frame], float]] = {}
+        self._pending = PendingRequests(loop, peer)
         self._opaque = 0
         #: The last request that was handed to the transport: what came after it was never written.
         self._written = 0
@@ -102,34 +101,37 @@ class RemotingConnection(asyncio.Protocol):
         self._flushing = False
         self._paused = False
         self._writers: deque[asyncio.Future[None]] = deque()
-        self._sweep_at = float("inf")
-        self._sweeper: asyncio.TimerHandle | None = None
 
     # --- asking ---
 
-    def request(
+    def ask(
         self,
         code: int,
-        fields: Mapping[str, str] | None = None,
-        body: bytes = b"",
+        fields: Mapping[str, str] | None,
+        body: bytes,
+        answered: OnAnswer,
         *,
         timeout: float,
         at_once: bool = False,
+    ) -> None:
+        """Write a request and call ``answered``, once, with what came of it; never before this returns.
+
+        An answer is told when it is read, and not a turn of the loop later as with a future; errors are those of
+        `request`.  ``at_once``: no other request will join it, so it does not wait for the end of this turn.
+        """
+        before, after = self._render(code, fields, body)
+        self._post(before, after, body, timeout, answered, at_once)
+
+    def request(
+        self, code: int, fields: Mapping[str, str] | None = None, body: bytes = b"", *, timeout: float
     ) -> asyncio.Future[Frame]:
         """Write a request and return the future of its answer, whatever response code that has.
 
-        ``at_once``: no other will join it, so it does not wait for the end of the turn of the loop.
         It fails with `NotConnected`, `ConnectionLost`, `RequestTimeout` after ``timeout`` seconds, or `Oversized`.
         Cancelling it does not unwrite the request; the answer is dropped.
         """
-        version = PROTOCOL_VERSION
-        if self._signer is not None:
-            fields = dict(fields) if fields else {}
-            self._signer.sign(fields, body)
-            if UNSIGNED in fields:
-                version = _UNSIGNED_VERSION
-        before, after = render_head(code, fields, version=version)
-        return self._post(before, after, body, timeout, at_once)
+        before, after = self._render(code, fields, body)
+        return self._posted(before, after, body, timeout)
 
     def request_rendered(self, before: bytes, after: bytes, body: bytes, *, timeout: float) -> asyncio.Future[Frame]:
         """Write a request whose JSON header the caller has rendered, but for the number of ``opaque``.
@@ -140,7 +142,7 @@ class RemotingConnection(asyncio.Protocol):
         if self._signer is not None:
             header = json.loads(before + b"0" + after)
             return self.request(header["code"], header.get("extFields"), body, timeout=timeout)
-        return self._post(before, after, body, timeout)
+        return self._posted(before, after, body, timeout)
 
     async def call(
         self, code: int, fields: Mapping[str, str] | None = None, body: bytes = b"", *, timeout: float
@@ -193,25 +195,34 @@ class RemotingConnection(asyncio.Protocol):
                 if not waiter.done():
                     waiter.cancel()
 
-    def _post(
-        self, before: bytes, after: bytes, body: bytes, timeout: float, at_once: bool = False
-    ) -> asyncio.Future[Frame]:
+    def _render(self, code: int, fields: Mapping[str, str] | None, body: bytes) -> tuple[bytes, bytes]:
+        version = PROTOCOL_VERSION
+        if self._signer is not None:
+            fields = dict(fields) if fields else {}
+            self._signer.sign(fields, body)
+            if UNSIGNED in fields:
+                version = _UNSIGNED_VERSION
+        return render_head(code, fields, version=version)
+
+    def _posted(self, before: bytes, after: bytes, body: bytes, timeout: float) -> asyncio.Future[Frame]:
         future: asyncio.Future[Frame] = self.loop.create_future()
+        self._post(before, after, body, timeout, partial(_settle, future))
+        return future
+
+    def _post(
+        self, before: bytes, after: bytes, body: bytes, timeout: float, answered: OnAnswer, at_once: bool = False
+    ) -> None:
         if self.error is not None:
-            _fail(future, NotConnected(f"not connected to {self.peer}: {self.error}"))
-            return future
+            self._pending.fail(answered, NotConnected(f"not connected to {self.peer}: {self.error}"))
+            return
         self._opaque = opaque = (self._opaque + 1) & _OPAQUE_MASK
         try:
             head = rendered_request(before, opaque, after, len(body), self._frame_max)
         except Oversized as exc:
-            _fail(future, exc)
-            return future
-        deadline = self.loop.time() + timeout
-        self._pending[opaque] = (future, deadline)
-        if deadline < self._sweep_at:
-            self._sweep_later(deadline)
+            self._pending.fail(answered, exc)
+            return
+        self._pending.add(opaque, answered, timeout)
         self._write(head, body, at_once)
-        return future
 
     # --- writing ---
 
@@ -241,27 +252,6 @@ class RemotingConnection(asyncio.Protocol):
         self._written = self._opaque
         self._transport.write(b"".join(out))
 
-    # --- deadlines ---
-
-    def _sweep_later(self, deadline: float) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._sweep_at = deadline
-        self._sweeper = self.loop.call_at(deadline, self._sweep)
-
-    def _sweep(self) -> None:
-        """Fail what is overdue, and look again when the next deadline is due: about once in a timeout."""
-        self._sweeper = None
-        self._sweep_at = float("inf")
-        now = self.loop.time()
-        overdue = [opaque for opaque, (_, deadline) in self._pending.items() if deadline <= now]
-        for opaque in overdue:
-            future, _ = self._pending.pop(opaque)
-            _fail(future, RequestTimeout(f"no answer from {self.peer} in time"))
-        if self._pending:
-            next_deadline = min(deadline for _, deadline in self._pending.values())
-            self._sweep_later(max(next_deadline, now + _SWEEP))
-
     # --- ending ---
 
     def abort(self, error: RemotingError | None = None) -> None:
@@ -288,16 +278,14 @@ class RemotingConnection(asyncio.Protocol):
         if self.error is not None:
             return
         self.error = error
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-        pending, self._pending = self._pending, {}
         unwritten = (self._opaque - self._written) & _OPAQUE_MASK
-        for opaque, (future, _) in pending.items():
+
+        def error_of(opaque: int) -> RemotingError:
             if (self._opaque - opaque) & _OPAQUE_MASK < unwritten:
-                _fail(future, NotConnected(f"not written to {self.peer}: {error}"))
-            else:
-                _fail(future, ConnectionLost(str(error)))
+                return NotConnected(f"not written to {self.peer}: {error}")
+            return ConnectionLost(str(error))
+
+        self._pending.fail_all(error_of)
         self._out.clear()
         self._wake_writers()
 
@@ -335,17 +323,13 @@ class RemotingConnection(asyncio.Protocol):
         except FrameError as exc:
             self.abort(FrameError(f"{self.peer} does not speak the remoting protocol: {exc}"))
             return
-        pending = self._pending
-        for frame in frames:
-            if frame.flag & 1:
-                entry = pending.pop(frame.opaque, None)
-                # What nobody waits for any more came too late.
-                if entry is not None and not entry[0].done():
-                    entry[0].set_result(frame)
-            else:
-                self._answer(frame)
         if frames:
             self.server_version = frames[-1].version
+        for frame in frames:
+            if frame.flag & 1:
+                self._pending.answer(frame)
+            else:
+                self._answer(frame)
 
     def _answer(self, frame: Frame) -> None:
         answer: Answer | None = None
@@ -368,9 +352,13 @@ class RemotingConnection(asyncio.Protocol):
         self._write(data, b"")
 
 
-def _fail(future: asyncio.Future[Any], error: RemotingError) -> None:
-    if not future.done():
-        future.set_exception(error)
+def _settle(future: asyncio.Future[Frame], outcome: Frame | RemotingError) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Frame):
+        future.set_result(outcome)
+    else:
+        future.set_exception(outcome)
         # Whoever gave up on the answer is not to be told by the loop that nobody looked at it.
         future.exception()
 

@@ -10,7 +10,7 @@ from brokerkit.testing.suite import *
 from brokerkit.testing.suite._cases import cases_in
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness() -> EmbeddedHarness:
     return EmbeddedHarness("memory://conformance")
 

@@ -9,7 +9,7 @@ from brokerkit.testing import EmbeddedHarness, MinimalBackend
 from brokerkit.testing.suite import *
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness() -> EmbeddedHarness:
     # Without LEASE nobody extends: what the embedded broker calls a lease must not end during a case.
     return EmbeddedHarness("memory://minimal", MinimalBackend(EmbeddedBackend()), lease=3600.0)

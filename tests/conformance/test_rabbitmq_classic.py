@@ -13,7 +13,7 @@ from brokerkit_rabbitmq.backend import RabbitMQBackend
 from tests.rabbitmq.nodes import installation_or_skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness() -> Iterator[RabbitMQHarness]:
     with RabbitMQNode(installation=installation_or_skip()) as node:
         yield RabbitMQHarness(RabbitMQBackend(), node, queue_type="classic")

@@ -15,7 +15,7 @@ from tests.rabbitmq.nodes import installation_or_skip
 __all__ = ["test_priority_order"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness() -> Iterator[RabbitMQHarness]:
     with RabbitMQNode(installation=installation_or_skip()) as node:
         yield RabbitMQHarness(RabbitMQBackend(), node, max_priority=9)

@@ -13,7 +13,7 @@ from tests.conformance.rocketmq_smoke import *
 from tests.rocketmq.servers import installation_or_skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness() -> Iterator[RocketMQHarness]:
     with RocketMQServer(RocketMQOptions(acl=True), installation=installation_or_skip("4.9.7")) as server:
         yield RocketMQHarness(RocketMQBackend(), server)

@@ -13,7 +13,7 @@ from brokerkit_rocketmq.backend import RocketMQBackend
 from tests.rocketmq.servers import NEW, installation_or_skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness() -> Iterator[RocketMQHarness]:
     options = RocketMQOptions(acl=True, sync_flush=True)
     with RocketMQServer(options, installation=installation_or_skip(NEW)) as server:

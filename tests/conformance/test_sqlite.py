@@ -10,7 +10,7 @@ from brokerkit.testing.suite import *
 from brokerkit.testing.suite._cases import cases_in
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> EmbeddedHarness:
     return EmbeddedHarness(f"sqlite:///{tmp_path_factory.mktemp('conformance') / 'broker.db'}")
 

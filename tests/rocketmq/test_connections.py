@@ -24,7 +24,7 @@ from brokerkit_rocketmq.remoting.errors import (
     RemotingError,
     RequestTimeout,
 )
-from brokerkit_rocketmq.remoting.frames import FRAME_MAX, Frame, FrameParser, render_head
+from brokerkit_rocketmq.remoting.frames import FRAME_MAX, Frame, FrameParser, encode_response, render_head
 
 #: Seconds; a machine that runs other tests too is slow.
 LONG = 30.0
@@ -204,6 +204,61 @@ async def test_a_request_that_no_server_reads_is_refused_and_the_connection_goes
             connection.send_oneway(RequestCode.SEND_MESSAGE_V2, {}, bytes(FRAME_MAX))
         frame = await connection.call(RequestCode.GET_MAX_OFFSET, {"topic": "TBW102", "queueId": "0"}, timeout=LONG)
         assert frame.code == 0 and connection.in_flight == 0
+
+
+# --- answers that are told at once ------------------------------------------------------------------------------
+
+
+def _answers(*opaques: int) -> bytes:
+    return b"".join(encode_response(0, opaque) for opaque in opaques)
+
+
+async def test_who_is_told_of_an_answer_may_raise_ask_again_and_end_the_connection(
+    silent: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(silent.address) as connection:
+        told: list[Frame | RemotingError] = []
+
+        def raises(outcome: Frame | RemotingError) -> None:
+            told.append(outcome)
+            raise ValueError("a fault of who asked")
+
+        def asks_again(outcome: Frame | RemotingError) -> None:
+            told.append(outcome)
+            if len(told) == 2:
+                connection.ask(30, {"again": "1"}, b"", asks_again, timeout=LONG)
+
+        def ends(outcome: Frame | RemotingError) -> None:
+            told.append(outcome)
+            connection.abort()
+
+        for answered in (raises, asks_again, ends, told.append, told.append):
+            connection.ask(30, None, b"", answered, timeout=LONG)
+        frames = FrameParser().feed(await silent.read(1 << 16))
+        # Four of five in one piece: the third ends the connection, and the fourth is not looked at any more.
+        await silent.write(_answers(*(frame.opaque for frame in frames[:4])))
+        await eventually(lambda: len(told) == 6, within=LONG)
+        assert all(isinstance(outcome, Frame) for outcome in told[:3])
+        # What was asked again had not left yet.
+        assert [type(outcome) for outcome in told[3:]] == [ConnectionLost, ConnectionLost, NotConnected]
+        assert connection.in_flight == 0 and "could not be taken" in caplog.text
+
+
+async def test_failures_are_told_once_and_not_before_the_request_returned(silent: Peer) -> None:
+    told: list[Frame | RemotingError] = []
+    async with connected(silent.address) as connection:
+        connection.ask(30, None, bytes(FRAME_MAX), told.append, timeout=LONG)
+        connection.ask(30, None, b"", told.append, timeout=0.1)
+        assert not told
+        await eventually(lambda: len(told) == 2, within=LONG)
+        connection.ask(30, None, b"", told.append, timeout=LONG)
+        await silent.read(1 << 16)
+        silent.close()
+        await eventually(lambda: len(told) == 3, within=LONG)
+        connection.ask(30, None, b"", told.append, timeout=LONG)
+        assert len(told) == 3
+        await eventually(lambda: len(told) == 4, within=LONG)
+    assert [type(outcome) for outcome in told] == [Oversized, RequestTimeout, ConnectionLost, NotConnected]
 
 
 # --- deadlines --------------------------------------------------------------------------------------------------

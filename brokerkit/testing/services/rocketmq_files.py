@@ -32,6 +32,8 @@ _SMALL_5 = {
     "litePullMessageThreadPoolNums": 2,
     # Milliseconds.  TransactionMetricsFlushService keeps a processor busy until this time after the start is over.
     "transactionMetricFlushInterval": 500,
+    # Milliseconds.  TimerFlushService compares the whole wheel, 38 MB, with its file each time.
+    "timerFlushIntervalMs": 10_000,
 }
 
 _AUTHENTICATION = "org.apache.rocketmq.auth.authentication.provider"
