@@ -81,7 +81,9 @@ class Consumer:
         exact = Capability.START_MARKS in offers
         #: Counts starts of suspects; None: the driver does not, or counts all starts.
         self.trials = driver if not exact and isinstance(driver, Trials) else None
-        self._marks = driver if isinstance(driver, StartMarks) and (exact or self.trials is not None) else None
+        marks = driver if isinstance(driver, StartMarks) and (exact or self.trials is not None) else None
+        #: Records that a handler starts on a delivery; None: the backend cannot.
+        self.mark_started = marks.mark_started if marks is not None else None
         self.can_delay = Capability.DELAYED_SEND in offers
         self.can_bury = Capability.DEAD_LETTER in offers
         #: Handed out and not settled.
@@ -193,11 +195,6 @@ class Consumer:
         held = [inbound for _, _, inbound in sorted(self._held)]
         self._held.clear()
         return held
-
-    def mark_started(self, inbound: Inbound) -> None:
-        """Record that a handler starts on ``inbound``, where the backend can."""
-        if self._marks is not None:
-            self._marks.mark_started(inbound)
 
     # --- settling ---
 

@@ -123,7 +123,8 @@ class Deliveries:
                 if fate.has_expired(inbound):
                     await self._expire(fate, inbound)
                     continue
-                consumer.mark_started(inbound)
+                if consumer.mark_started is not None:
+                    consumer.mark_started(inbound)
                 return Delivery(inbound, self, fate.attempt(inbound), self._clock.time())
             left = None if deadline is None else deadline - self._clock.monotonic()
             if left is not None and left <= 0 and timeout:
@@ -178,7 +179,7 @@ class Deliveries:
             self._ring()
 
     def _leave(self, inbound: Inbound) -> None:
-        if self._fate is not None and self._fate.waits(inbound):
+        if self._fate is not None and inbound in self._fate.waiting:
             return
         if self._fate is not None:
             self._fate.forget(inbound)

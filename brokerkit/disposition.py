@@ -56,7 +56,8 @@ class Disposition:
         #: Attempts of deliveries that are tried again in place.
         self.attempts: dict[Inbound, int] = {}
         self._first_failures: dict[Inbound, float] = {}
-        self._timers: dict[Inbound, Timer] = {}
+        #: What waits here to be tried again.
+        self.waiting: dict[Inbound, Timer] = {}
         #: Of those, the retries whose copies are sent when their time has come: attempt and instant that failed.
         self._copies: dict[Inbound, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,13 +71,8 @@ class Disposition:
 
     def forget(self, inbound: Inbound) -> None:
         """Note that ``inbound`` is done with."""
-        if self.attempts:
-            self.attempts.pop(inbound, None)
-            self._first_failures.pop(inbound, None)
-
-    def waits(self, inbound: Inbound) -> bool:
-        """Whether ``inbound`` waits here to be tried again."""
-        return inbound in self._timers
+        self.attempts.pop(inbound, None)
+        self._first_failures.pop(inbound, None)
 
     @property
     def busy(self) -> bool:
@@ -191,7 +187,7 @@ class Disposition:
         """
         self._hurried = True
         for inbound in list(self._copies):
-            self._timers.pop(inbound).cancel()
+            self.waiting.pop(inbound).cancel()
             self._send_copy(inbound)
         return [] if self.in_place else self.take_back()
 
@@ -215,17 +211,17 @@ class Disposition:
 
     def _hold(self, inbound: Inbound, delay: float, then: Callable[[Inbound], None]) -> None:
         def ring() -> None:
-            del self._timers[inbound]
+            del self.waiting[inbound]
             then(inbound)
 
-        self._timers[inbound] = self._clock.call_later(min(delay, MAX_HELD_DELAY), ring)
+        self.waiting[inbound] = self._clock.call_later(min(delay, MAX_HELD_DELAY), ring)
 
     def take_back(self) -> list[Inbound]:
         """Return the deliveries that wait here, and forget them."""
-        waiting = list(self._timers)
-        for timer in self._timers.values():
+        waiting = list(self.waiting)
+        for timer in self.waiting.values():
             timer.cancel()
-        self._timers.clear()
+        self.waiting.clear()
         self._copies.clear()
         self.attempts.clear()
         self._first_failures.clear()

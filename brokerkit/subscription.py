@@ -284,14 +284,15 @@ class Subscription:
         if self._resumed and inbound in self._resumed:
             self._resumed.remove(inbound)
             self._dispatch(inbound)
-        elif not self.fate.waits(inbound):
+        elif inbound not in self.fate.waiting:
             if self._lanes is not None:
                 following = self._lanes.leave(inbound)
                 if following is not None:
                     self._dispatch(following)
-            if self._suspects.has_turn(inbound):
+            if inbound is self._suspects.running:
                 self.fate.spawn(self._end_turn(inbound))
-            self.fate.forget(inbound)
+            if self.fate.attempts:
+                self.fate.forget(inbound)
         if self._intake.room is not None:
             self._intake.make_room()
 
@@ -336,7 +337,7 @@ class Subscription:
     async def give_back(self, inbound: Inbound, error: BaseException, handler: str | None) -> None:
         """Have a message on which brokerkit itself failed again, after a while: at once it would fail at once."""
         self.fate.tell("policy", clean_text(error), inbound=inbound, error=error, handler=handler)
-        if inbound not in self.consumer.unsettled or self.fate.waits(inbound):
+        if inbound not in self.consumer.unsettled or inbound in self.fate.waiting:
             return
         try:
             await self.fate.later(inbound, _FAULT_PAUSE)

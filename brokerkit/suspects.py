@@ -51,8 +51,9 @@ class Suspects:
         self.trials = False
         self._waiting: deque[Inbound] = deque()
         self._given_back: OrderedDict[str, None] = OrderedDict()
-        #: The suspect that has its turn: the delivery that runs, or the id of a copy that is awaited.
-        self._running: Inbound | None = None
+        #: The suspect that runs alone now.
+        self.running: Inbound | None = None
+        #: The id of the copy whose turn it is when it arrives.
         self._awaited: str | None = None
         #: The awaited copy while its original is not settled: a broker may deliver before it confirms.
         self._early: Inbound | None = None
@@ -92,17 +93,13 @@ class Suspects:
 
     def _turn_to(self, copy: Inbound) -> None:
         self._awaited = self._early = None
-        self._running = copy
+        self.running = copy
         self._disarm()
-
-    def has_turn(self, inbound: Inbound) -> bool:
-        """Whether ``inbound`` is the suspect that runs alone now."""
-        return inbound is self._running
 
     def settled(self, inbound: Inbound) -> None:
         """Note that the settlement of ``inbound`` reached the broker; the next suspect gets its turn."""
-        if inbound is self._running:
-            self._running = None
+        if inbound is self.running:
+            self.running = None
             self._disarm()
             self._next()
 
@@ -113,31 +110,31 @@ class Suspects:
             waiting.append(self._early)
         self._waiting.clear()
         self._awaited = self._early = None
-        if self._running is None:
+        if self.running is None:
             self._disarm()
         return waiting
 
     def forget(self, inbound: Inbound) -> None:
         """Note that ``inbound`` was taken back before it was started."""
-        if inbound is self._running:
-            self._running = None
+        if inbound is self.running:
+            self.running = None
             self._disarm()
 
     def clear(self) -> None:
         """Forget everything: none of it can be settled any more."""
         self.take_back()
-        self._running = None
+        self.running = None
         self._disarm()
 
     def _next(self) -> None:
-        if self._running is not None or self._awaited is not None or not self._waiting:
+        if self.running is not None or self._awaited is not None or not self._waiting:
             return
         inbound = self._waiting.popleft()
         if inbound.started is None:
             self._awaited = inbound.message_id or ""
             self._spawn(self._send_copy(inbound))
             return
-        self._running = inbound
+        self.running = inbound
         self._timer = self._clock.call_later(_TRIAL_PATIENCE if self.trials else _PATIENCE, self._give_up)
         self._run(inbound)
 
@@ -160,7 +157,7 @@ class Suspects:
                     self._give_up()
 
     def _give_up(self) -> None:
-        self._running = self._awaited = None
+        self.running = self._awaited = None
         self._next()
 
     def _disarm(self) -> None:

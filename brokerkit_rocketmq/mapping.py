@@ -320,22 +320,15 @@ class Codec:
             layouts.prefer(layout)
         message_id, key, tag, kind, content_type, correlation_id, reply_to, stamp = values.group(*layout.fields)
         headers = {name: values[place] for name, place in layout.headers} if layout.headers else {}
-        inbound = Inbound(topic, group, stored.raw_body, message_id or stored.offset_id, headers)
-        inbound.key = key
-        inbound.tag = tag
-        inbound.type = kind
-        inbound.content_type = content_type
-        inbound.correlation_id = correlation_id
-        inbound.reply_to = reply_to
-        inbound.native = stored
-        if stored.reconsume_times > 0:
-            inbound.native_attempt = stored.reconsume_times + 1
         written = None if stamp is None else number(stamp)
-        if written is not None:
-            inbound.timestamp = written
-        elif stored.born_timestamp > 0:
-            inbound.timestamp = stored.born_timestamp / 1000
-        return inbound
+        if written is None and stored.born_timestamp > 0:
+            written = stored.born_timestamp / 1000
+        attempt = stored.reconsume_times + 1 if stored.reconsume_times > 0 else 1
+        # By position, in the order of its fields: names would take twice as long.
+        return Inbound(
+            topic, group, stored.raw_body, message_id or stored.offset_id, headers, None, key, tag, kind, content_type,
+            0, written, correlation_id, reply_to, None, None, attempt, None, None, stored,
+        )  # fmt: skip
 
 
 def _add_fields(pairs: Pairs, message: Outbound, options: NativeOptions | None) -> None:

@@ -35,7 +35,7 @@ def rocketmq(request: pytest.FixtureRequest) -> RocketMQControl:
     return server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def breakable_pair() -> Iterator[RocketMQServer]:
     options = RocketMQOptions(masters=2, name_servers=2, sync_flush=True)
     with RocketMQServer(options, installation=installation_or_skip()) as server:

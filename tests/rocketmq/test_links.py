@@ -141,7 +141,7 @@ async def test_attempts_become_rarer_while_they_fail() -> None:
 
 async def test_a_server_that_takes_connections_and_does_not_answer_counts_as_away(proxy: FaultProxy) -> None:
     proxy.freeze()
-    async with links(DialOptions(timeout=0.5)) as made:
+    async with links(DialOptions(timeout=3.0)) as made:
         link = made.get(f"127.0.0.1:{proxy.port}")
         with pytest.raises(BrokerUnavailable, match="no answer from"):
             await link.connected(LONG)

@@ -104,7 +104,10 @@ class RocketMQBroker(JavaNode):
         for server in self._name_servers:
             if server.alive and not self.is_registered_at(server):
                 raise BrokerUnavailable(f"the NameServer {server.address} does not know the broker {self.address} yet")
-        self.ask(_GET_BROKER_RUNTIME_INFO, timeout=PROBE_TIMEOUT)
+        answer = self.ask(_GET_BROKER_RUNTIME_INFO, timeout=PROBE_TIMEOUT)
+        if answer.code:
+            # An exception of Java, in the first second of its life.
+            raise BrokerUnavailable(f"the broker {self.address} is not ready: {answer.remark}")
         if self._grpc_ports is not None:
             with socket.create_connection((self.host, self._grpc_ports[0]), timeout=PROBE_TIMEOUT):
                 pass
