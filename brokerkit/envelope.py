@@ -171,10 +171,7 @@ def attempt_of(inbound: Inbound) -> int:
     text = inbound.headers.get(ATTEMPT)
     # A foreign sender may write what it likes there.
     written = int(text) if text is not None and text.isdecimal() and len(text) < 10 else None
-    if inbound.started is not None:
-        # START_MARKS: the backend counted the starts that a crash ended, on top of what the header says.
-        return max(1, written or 1) + inbound.native_attempt - 1
-    return max(1, inbound.native_attempt if written is None else written)
+    return max(1, inbound.native_attempt if written is None else written) + inbound.crashes
 
 
 def expires_of(inbound: Inbound) -> float | None:

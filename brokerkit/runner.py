@@ -84,7 +84,7 @@ class Runner:
             sub.drop_stale(inbound)
             return
         attempt = 1
-        if inbound.headers or inbound.native_attempt != 1 or sub.fate.attempts:
+        if inbound.headers or inbound.crashes or inbound.native_attempt != 1 or sub.fate.attempts:
             attempt = sub.fate.attempt(inbound)
             if sub.fate.has_expired(inbound):
                 await sub.fate.expire(inbound)

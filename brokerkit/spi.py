@@ -331,14 +331,14 @@ class Trials(Protocol):
     """Consumer drivers that count the starts of messages that a process may have died of, and of no others.
 
     `Inbound.started` of what they redeliver says whether it is such a message, a suspect: True also where it was merely
-    fetched by a process that is gone; its ``native_attempt`` is then at least 2.  Suspects are started one at a time.
+    fetched by a process that is gone; its ``crashes`` are then at least 1.  Suspects are started one at a time.
     """
 
     async def begin_trial(self, message: Inbound) -> None:
         """Record that a suspect is about to be started alone; return when that survives a crash of this process.
 
-        If the process dies, ``native_attempt`` of the next delivery is one higher; if the message is settled or
-        released instead, the start does not count.  Raise `BrokerError` when it cannot be recorded for now; where it
+        If the process dies, ``crashes`` of the next delivery is one higher; if the message is settled or released
+        instead, the start does not count.  Raise `BrokerError` when it cannot be recorded for now; where it
         never can be, return.  Stale ones are ignored.
         """
         ...

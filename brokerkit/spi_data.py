@@ -133,8 +133,7 @@ class Inbound:
     #: died or hung.  With `Trials`: whether that may be so.  None: this driver cannot tell; the core then judges by
     #: ``redelivered``.
     started: bool | None = None
-    #: Where ``started`` is not None: 1 + the number of starts that ended with the process; it adds to ``bk-attempt``.
-    #: Otherwise the broker's own count of deliveries, where it has one; used only where ``bk-attempt`` is missing.
+    #: The broker's own count of deliveries, where it has one; used only where ``bk-attempt`` is missing.
     native_attempt: int = 1
     #: Why ``body`` is not what was sent but what the broker stored: compressed and the library is missing, or damaged.
     #: No handler is given it; the message is a dead letter ``undecodable``.
@@ -142,6 +141,8 @@ class Inbound:
     token: Any = None
     #: The client library's own message, for applications that need what is not portable.
     native: Any = None
+    #: Starts of a handler that ended with the process, where ``started`` is not None: they add to the attempts.
+    crashes: int = 0
 
 
 # --- declarations ---------------------------------------------------------------------------------------------

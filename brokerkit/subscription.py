@@ -275,9 +275,8 @@ class Subscription:
 
         What a process may have died of is started once more, also after its last attempt: mostly it was innocent.
         """
-        if inbound.started is None:
-            return False
-        return inbound.native_attempt > (2 if self._suspects.trials else 1)
+        # With trials one start is counted that nobody recorded.
+        return inbound.crashes > (1 if self._suspects.trials else 0)
 
     def after(self, inbound: Inbound) -> None:
         """Go on after ``inbound`` left its handler: the next of its lane, the next suspect, more intake."""

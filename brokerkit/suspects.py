@@ -63,8 +63,7 @@ class Suspects:
     def is_suspect(self, inbound: Inbound) -> bool:
         """Return whether a process may have died of ``inbound``."""
         if inbound.started is not None:
-            # With trials the broker's own count of deliveries is in the number as well.
-            return inbound.started or (inbound.native_attempt > 1 and not self.trials)
+            return inbound.started or inbound.crashes > 0
         return bool(inbound.redelivered) and inbound.message_id not in self._given_back
 
     def gave_back(self, inbound: Inbound) -> None:

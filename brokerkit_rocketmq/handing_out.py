@@ -91,9 +91,6 @@ class HandingOut:
 
 def _suspect(inbound: Inbound, progress: Progress[StoredMessage], offset: int) -> None:
     """Say whether a process may have died of a message that was handed out before, and how often."""
-    if ATTEMPT in inbound.headers:
-        # The copies of brokerkit have their own count; the broker's is the same.
-        inbound.native_attempt = 1
     inbound.started = offset < progress.suspected
     if inbound.started:
-        inbound.native_attempt += progress.trials.starts(offset)
+        inbound.crashes = progress.trials.starts(offset)

@@ -191,16 +191,17 @@ def _inbounds(
         message.topic = topic
         message.group = group
         message.priority = -rank
+        message.native_attempt = 1
         message.headers = loads(headers) if headers else {}
         message.problem = None
         message.native = None
         if flags:
             message.redelivered = bool(flags & _REDELIVERED)
             message.started = None if flags & _UNKNOWN else bool(flags & _STARTED)
-            message.native_attempt = 1 + (flags >> _COUNT_SHIFT)
+            message.crashes = flags >> _COUNT_SHIFT
         else:
             message.redelivered = message.started = False
-            message.native_attempt = 1
+            message.crashes = 0
         if number is None:
             message.token = None
         else:

@@ -101,7 +101,8 @@ def inbound(entry: Entry, topic: str, group: str, token: int | None) -> Inbound:
     message.reply_to = record.reply_to
     message.redelivered = entry.redelivered
     message.started = entry.started
-    message.native_attempt = 1 + entry.starts
+    message.crashes = entry.starts
+    message.native_attempt = 1
     message.problem = None
     message.token = token
     message.native = None

@@ -72,8 +72,8 @@ class Store(Protocol):
         """Lease up to ``limit`` deliverable messages, best first.  Raise `TopicNotFound` for an unknown group.
 
         Due messages and ended leases of the group become ready first.  For an ordered claimant, messages whose
-        key is leased by another owner are passed over.  `Inbound.native_attempt` is 1 + the number of leases of
-        this message in this group that ended (by time or with their process) after `mark_started`.
+        key is leased by another owner are passed over.  `Inbound.crashes` is the number of leases of this
+        message in this group that ended (by time or with their process) after `mark_started`.
         """
         ...
 

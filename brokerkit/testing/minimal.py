@@ -122,6 +122,7 @@ class _Consumer:
         for inbound in received:
             inbound.redelivered = None
             inbound.started = None
+            inbound.crashes = 0
         return received
 
     async def ack(self, messages: Sequence[Inbound]) -> None:

@@ -47,14 +47,15 @@ class RiggedConsumer(EmbeddedConsumer):
         self.backend.most_unsettled = max(self.backend.most_unsettled, len(self._held))
         for inbound in received:
             if Capability.START_MARKS in self.backend.lacking:
-                inbound.started = None
+                inbound.started, inbound.crashes = None, 0
             if inbound.message_id in self.backend.suspects:
                 self.backend.suspects.remove(inbound.message_id or "")
                 inbound.redelivered = True
                 if self.backend.trials is not None:
                     self._suspected.add(inbound.message_id or "")
             if inbound.message_id in self._suspected:
-                inbound.started, inbound.native_attempt = True, 2
+                inbound.started, inbound.crashes = True, 1
+            inbound.native_attempt = self.backend.deliveries
             if "early" in inbound.headers:
                 inbound.due = float(inbound.headers["early"])
             inbound.problem = inbound.headers.get("problem")
@@ -117,6 +118,8 @@ class RiggedBackend(EmbeddedBackend):
         self.ack_fault: BaseException | None = None
         #: What was tried alone; None: this driver has no trials.
         self.trials: list[str | None] | None = None
+        #: How often the broker says that it delivered each message.
+        self.deliveries = 1
         self.trial_fault: BrokerError | None = None
         self.acked: list[str | None] = []
         self.released: list[str | None] = []

@@ -241,9 +241,10 @@ def test_an_attempt_is_at_least_one_whatever_stands_in_the_header(text: str) -> 
         ({}, 1),
         ({"native_attempt": 3}, 3),
         ({"headers": {ATTEMPT: "2"}, "native_attempt": 9}, 2),
-        ({"headers": {ATTEMPT: "2"}, "native_attempt": 3, "started": False}, 4),
-        ({"native_attempt": 3, "started": True}, 3),
-        ({"headers": {ATTEMPT: "junk"}, "native_attempt": 2, "started": True}, 2),
+        ({"headers": {ATTEMPT: "2"}, "native_attempt": 3, "crashes": 2, "started": False}, 4),
+        ({"crashes": 2, "started": True}, 3),
+        ({"native_attempt": 2, "crashes": 2, "started": True}, 4),
+        ({"headers": {ATTEMPT: "junk"}, "crashes": 1, "started": True}, 2),
     ],
 )
 def test_the_attempt_counts_starts_and_not_deliveries(fields: dict[str, Any], attempt: int) -> None:

@@ -451,7 +451,8 @@ def locked(path: Path) -> Iterator[None]:
 
 async def test_a_process_that_hangs_with_the_file_makes_it_unavailable_in_time(tmp_path: Path) -> None:
     path = tmp_path / "keys.db"
-    store = SqliteIdempotencyStore(path, SystemClock(), timeout=0.3)
+    # Seconds in which a busy disk opens it, too.
+    store = SqliteIdempotencyStore(path, SystemClock(), timeout=3.0)
     await store.open()
     with locked(path):
         calls = [
@@ -487,7 +488,8 @@ async def test_a_file_that_another_process_hangs_with_is_not_opened(tmp_path: Pa
 
 async def test_closing_does_not_wait_for_a_process_that_hangs(tmp_path: Path) -> None:
     path = tmp_path / "keys.db"
-    store = SqliteIdempotencyStore(path, SystemClock(), timeout=0.3)
+    # Seconds in which a busy disk opens it, too.
+    store = SqliteIdempotencyStore(path, SystemClock(), timeout=3.0)
     await store.open()
     with locked(path):
         lost = asyncio.ensure_future(store.claim("k", "a", LEASE, 1))

@@ -166,6 +166,23 @@ async def test_a_suspect_is_started_once_more_even_after_its_last_attempt(kind: 
         assert await rig.dead() == []
 
 
+async def test_an_attempt_of_another_client_is_no_crash() -> None:
+    """A Java member that asks for a retry leaves the broker's count, and no process died of the message."""
+    async with Suspected(suspects=1, layered=False) as rig:
+        rig.backend.trials = []
+        rig.backend.deliveries = 2
+
+        @rig.manager.handler(T, retry=RetryPolicy(max_attempts=2))
+        async def work(message: Message) -> None:
+            await rig.begin(message, 1)
+
+        await rig.manager.start()
+        await rig.send()
+        await rig.clock.advance(50)
+        assert list(zip(rig.bodies, rig.attempts, strict=True)) == [(b"s0", 3)]
+        assert await rig.dead() == []
+
+
 async def test_a_suspect_that_is_tried_is_recorded_just_before_its_start_and_runs_alone() -> None:
     async with Suspected(suspects=3, layered=False) as rig:
         trials = rig.backend.trials = []
@@ -333,7 +350,7 @@ async def test_a_copy_that_waits_for_its_original_goes_back_with_the_others() ->
 def test_a_deferral_keeps_what_the_backend_counted() -> None:
     # It needs nothing of what it settles with.
     settlement = Settlement(cast(Any, None), cast(Any, None), SystemClock(), lambda: "id")
-    tried = Inbound("t", "g", b"x", "m", {"bk-attempt": "2"}, started=True, native_attempt=3)
+    tried = Inbound("t", "g", b"x", "m", {"bk-attempt": "2"}, started=True, crashes=2)
     assert settlement.deferral(tried, due=None).headers == {"bk-attempt": "4"}
     first = Inbound("t", "g", b"x", "m", {"a": "b"}, started=False)
     assert settlement.deferral(first, due=None).headers == {"a": "b"}

@@ -284,14 +284,14 @@ async def test_what_a_dead_process_had_returns_at_once_with_exact_start_marks(
     assert [item.message_id for item in got] == [f"m{n}" for n in range(10)]
     assert all(item.redelivered is True for item in got)
     assert [item.message_id for item in got if item.started] == ["m2", "m7"]
-    assert [item.native_attempt for item in got if item.started] == [2, 2]
-    assert {item.native_attempt for item in got if not item.started} == {1}
+    assert [item.crashes for item in got if item.started] == [1, 1]
+    assert {item.crashes for item in got if not item.started} == {0}
     assert len(list(path.with_name(path.name + "-run").glob("*.owner"))) == 1
     # Released, they count as not started; how often they crashed stays known.
     await store.release(owner("a"), got)
     again = await store.claim(owner("a"), 10)
     assert not any(item.started for item in again)
-    assert [item.native_attempt for item in again if item.message_id in ("m2", "m7")] == [2, 2]
+    assert [item.crashes for item in again if item.message_id in ("m2", "m7")] == [1, 1]
 
 
 async def test_a_hung_consumer_of_this_process_loses_its_lease(make: Callable[..., Awaitable[SqliteStore]]) -> None:
@@ -335,7 +335,7 @@ async def test_after_a_power_loss_nothing_is_said_about_starts(
         return bool(got)
 
     await eventually(returned, "the delivery is back")
-    assert (got[0].redelivered, got[0].started, got[0].native_attempt) == (True, None, 1)
+    assert (got[0].redelivered, got[0].started, got[0].crashes) == (True, None, 0)
 
 
 async def test_the_private_groups_of_a_dead_process_go(make: Callable[..., Awaitable[SqliteStore]], path: Path) -> None:

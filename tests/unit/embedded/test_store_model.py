@@ -364,7 +364,7 @@ def test_a_store_answers_like_the_model(store: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(STORES))
-async def test_native_attempt_counts_the_leases_that_ended_after_a_start(kind: str, tmp_path: Path) -> None:
+async def test_crashes_are_the_leases_that_ended_after_a_start(kind: str, tmp_path: Path) -> None:
     clock = ManualClock()
     store = STORES[kind](tmp_path / "broker.db", clock)
     await store.open()
@@ -374,7 +374,7 @@ async def test_native_attempt_counts_the_leases_that_ended_after_a_start(kind: s
     seen = []
     for start, end in [(True, "lease"), (False, "lease"), (True, "lease"), (True, "release"), (False, "lease")]:
         (item,) = await store.claim(claimant, 1)
-        seen.append((item.native_attempt, item.started))
+        seen.append((item.crashes, item.started))
         if start:
             store.mark_started(claimant, item)
         if end == "release":
@@ -382,6 +382,6 @@ async def test_native_attempt_counts_the_leases_that_ended_after_a_start(kind: s
         else:
             clock.now += LEASE + 1
     (item,) = await store.claim(claimant, 1)
-    seen.append((item.native_attempt, item.started))
+    seen.append((item.crashes, item.started))
     await store.close()
-    assert seen == [(1, False), (2, True), (2, False), (3, True), (3, False), (3, False)]
+    assert seen == [(0, False), (1, True), (1, False), (2, True), (2, False), (2, False)]
