@@ -118,6 +118,14 @@ class Settlement:
         headers[SUSPECT] = "1"
         return self._copy(inbound, ToGroup(inbound.topic, inbound.group), headers, None)
 
+    def unstamped(self, copy: Inbound) -> Outbound:
+        """Return a stamped copy as it was before the stamp: it was not started after all."""
+        headers = _without(copy.headers, SUSPECT, ATTEMPT)
+        attempt = attempt_of(copy) - 1
+        if attempt > 1:
+            headers[ATTEMPT] = str(attempt)
+        return self._copy(copy, ToGroup(copy.topic, copy.group), headers, None)
+
     def dead(
         self,
         inbound: Inbound,

@@ -396,7 +396,14 @@ class Subscription:
         for inbound in inbounds:
             self._suspects.gave_back(inbound)
             if inbound in self.consumer.unsettled:
-                self.consumer.release(inbound)
+                if SUSPECT in inbound.headers:
+                    # Given back as it is, it would be charged for a start, in one process after the other.
+                    self.fate.spawn(self._take_back_stamp(inbound))
+                else:
+                    self.consumer.release(inbound)
+
+    async def _take_back_stamp(self, copy: Inbound) -> None:
+        await self.consumer.forward(copy, [self.consumer.settlement.unstamped(copy)])
 
     @property
     def is_receiving(self) -> bool:

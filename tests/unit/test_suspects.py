@@ -166,6 +166,34 @@ async def test_a_suspect_is_started_once_more_even_after_its_last_attempt(kind: 
         assert await rig.dead() == []
 
 
+async def test_a_stamped_copy_that_nobody_started_is_charged_for_nothing() -> None:
+    """Workers that come and go prefetch it behind a long job, one after the other."""
+    async with Suspected(suspects=1) as rig:
+
+        @rig.manager.handler(T, concurrency=1, prefetch=10, retry=RetryPolicy(max_attempts=2))
+        async def work(message: Message) -> None:
+            await rig.begin(message, 20)
+
+        async def restart() -> None:
+            rig.backend.suspects = ["s0"]
+            await rig.manager.start()
+            await rig.clock.advance(1)
+            stopping = asyncio.create_task(rig.manager.stop())
+            await rig.clock.advance(30)
+            await stopping
+
+        for number in range(6):
+            await rig.manager.send(T, b"long", message_id=f"long{number}")
+        await rig.send()
+        for _ in range(6):
+            await restart()
+        assert rig.bodies == [b"long"] * 6
+        await restart()
+        assert (rig.bodies[6:], rig.attempts[6:]) == ([b"s0"], [2])
+        assert await rig.dead() == []
+        assert await rig.counts() == (0, 0, 0)
+
+
 async def test_an_attempt_of_another_client_is_no_crash() -> None:
     """A Java member that asks for a retry leaves the broker's count, and no process died of the message."""
     async with Suspected(suspects=1, layered=False) as rig:
