@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Most tests wait more than they compute; those of tests/faults want the machine for themselves.
 # A file stays in one process: its servers are started once, and ended with it.
-PARALLEL    ?= -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL    ?= -n 5 --dist loadfile --no-loadscope-reorder
 # Instead of all tests, e.g. make unit PYTEST_ARGS="tests/unit -k order"
 PYTEST_ARGS ?=
 
