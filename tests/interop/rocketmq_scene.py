@@ -23,6 +23,9 @@ from tests.rocketmq.servers import installation_or_skip
 
 __all__ = ["LONG", "SENT", "Scene", "peer_or_skip", "receive", "started_java"]
 
+#: For a program that lives a few seconds: no second compiler, no threads that collect garbage.
+_BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+
 #: Seconds; a loaded machine takes many of them for a JVM, a route or a rebalance.
 LONG = 120.0
 
@@ -92,4 +95,5 @@ def peer_or_skip(found: Peer | Missing) -> Peer:
 def started_java(scene: Scene, **options: str) -> Peer:
     """Start the Java client of the server's version."""
     installation = installation_or_skip(scene.server.address.version)
-    return peer_or_skip(java_peer(installation, scene.server.address, scene.folder, **options))
+    found = java_peer(installation, scene.server.address, scene.folder, java_options=_BRIEF, **options)
+    return peer_or_skip(found)

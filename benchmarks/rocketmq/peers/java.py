@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.rocketmq.peers.cache import alone, peers_cache
@@ -40,7 +41,12 @@ def compiled(installation: RocketMQInstallation) -> Path | Missing:
 
 
 def java_peer(
-    installation: RocketMQInstallation, address: RocketMQAddress, folder: Path, **options: str
+    installation: RocketMQInstallation,
+    address: RocketMQAddress,
+    folder: Path,
+    *,
+    java_options: Sequence[str] = (),
+    **options: str,
 ) -> Peer | Missing:
     """Start the program; ``folder`` takes its logs.  ``options``: ``compression`` (5.x: LZ4, ZSTD, ZLIB)."""
     classes = compiled(installation)
@@ -53,6 +59,7 @@ def java_peer(
         installation.java,
         "-Xms32m",
         "-Xmx512m",
+        *java_options,
         # Where its log files go.
         f"-Duser.home={folder}",
         "-cp",
