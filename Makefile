@@ -9,9 +9,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Most tests wait more than they compute; those of tests/faults want the machine for themselves.
-# A file stays in one process: its servers are started once, and ended with it.
+# Most tests wait more than they compute.  A file stays in one process: its servers are started once, and ended with it.
 PARALLEL    ?= -n 5 --dist loadfile --no-loadscope-reorder
+# These want the machine for themselves: ledgers with killed processes, and what an import costs.
+ALONE       := tests/faults tests/unit/test_import_cost.py
 # Instead of all tests, e.g. make unit PYTEST_ARGS="tests/unit -k order"
 PYTEST_ARGS ?=
 
@@ -63,8 +64,8 @@ unit: $(STAMP) brokers
 ifneq ($(PYTEST_ARGS),)
 	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 else
-	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults
-	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest tests/faults
+	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest $(PARALLEL) $(ALONE:%=--ignore %)
+	BROKERKIT_REQUIRE=$$(cat $(VENV)/.brokers) $(BIN)/python -m pytest $(ALONE)
 endif
 
 test-rabbitmq4: export BROKERKIT_TEST_RABBITMQ4 = 1

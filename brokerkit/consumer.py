@@ -82,8 +82,8 @@ class Consumer:
         #: Counts starts of suspects; None: the driver does not, or counts all starts.
         self.trials = driver if not exact and isinstance(driver, Trials) else None
         marks = driver if isinstance(driver, StartMarks) and (exact or self.trials is not None) else None
-        #: Records that a handler starts on a delivery; None: the backend cannot.
-        self.mark_started = marks.mark_started if marks is not None else None
+        #: Records that a handler starts on a delivery, where the backend can.
+        self.mark_started: Callable[[Inbound], None] = marks.mark_started if marks is not None else _unrecorded
         self.can_delay = Capability.DELAYED_SEND in offers
         self.can_bury = Capability.DEAD_LETTER in offers
         #: Handed out and not settled.
@@ -382,3 +382,7 @@ class Consumer:
         await self.driver.aclose()
         self.unsettled.clear()
         self._held.clear()
+
+
+def _unrecorded(inbound: Inbound) -> None:
+    """Do nothing: the backend records no starts."""

@@ -123,8 +123,7 @@ class Deliveries:
                 if fate.has_expired(inbound):
                     await self._expire(fate, inbound)
                     continue
-                if consumer.mark_started is not None:
-                    consumer.mark_started(inbound)
+                consumer.mark_started(inbound)
                 return Delivery(inbound, self, fate.attempt(inbound), self._clock.time())
             left = None if deadline is None else deadline - self._clock.monotonic()
             if left is not None and left <= 0 and timeout:

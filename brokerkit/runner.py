@@ -118,9 +118,7 @@ class Runner:
 
     def run(self, inbound: Inbound, attempt: int) -> Coroutine[Any, Any, tuple[Any, Delivery | None]]:
         """Run the handler; return its value, or the exception it failed with, and the delivery if it got one."""
-        mark_started = self._sub.consumer.mark_started
-        if mark_started is not None:
-            mark_started(inbound)
+        self._sub.consumer.mark_started(inbound)
         # Not awaited here: each coroutine in between costs every message.
         return self.invocation.run(inbound, attempt, self.slots)
 

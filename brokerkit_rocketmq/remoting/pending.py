@@ -54,7 +54,7 @@ class PendingRequests:
         try:
             request[0](frame)
         except Exception:
-            # A fault of whoever asked: the others get their answers.
+            # A fault of whoever asked, whose own deadline ends it: the others get their answers.
             log.exception("an answer of %s could not be taken", self._peer)
 
     def fail(self, answered: OnAnswer, error: RemotingError) -> None:

@@ -109,9 +109,6 @@ seconds = time.process_time() - began
 print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules), "threads": threading.active_count()}))
 """
 
-#: Seconds.  The design has 0.3, which the benchmarks look at; a busy machine takes twice as long.
-LIMIT = 1.0
-
 
 def fresh_import() -> dict[str, object]:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60, check=False)
@@ -139,16 +136,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert importlib.resources.files("brokerkit").joinpath("py.typed").is_file()
-
-
-def test_import_brings_in_nothing_that_takes_long() -> None:
-    times: list[object] = []
-    # The first run may compile, and a busy machine makes each slower.
-    for _ in range(10):
-        times.append(fresh_import()["seconds"])
-        if len(times) >= 3 and any(isinstance(seconds, float) and seconds < LIMIT for seconds in times):
-            return
-    pytest.fail(f"import brokerkit took {times} seconds; the best should be under {LIMIT}")
 
 
 def test_import_brings_in_no_client_library_and_nothing_that_only_some_need() -> None:

@@ -48,7 +48,10 @@ def java_peer(
     java_options: Sequence[str] = (),
     **options: str,
 ) -> Peer | Missing:
-    """Start the program; ``folder`` takes its logs.  ``options``: ``compression`` (5.x: LZ4, ZSTD, ZLIB)."""
+    """Start the program; ``folder`` takes its logs.
+
+    ``java_options`` are for Java, ``options`` for the program: ``compression`` (5.x: LZ4, ZSTD, ZLIB).
+    """
     classes = compiled(installation)
     if isinstance(classes, Missing):
         return classes
