@@ -210,7 +210,11 @@ async def test_missing_permissions_are_named(guarded_pair: RocketMQControl) -> N
         native, group = admin.names.topic(topic.name), admin.names.group(topic.name, "work")
         assert of_level("wrong", await one.diagnosis.diagnose()) == []
         guarded_pair.set_account(replace(account, topics={native: "SUB"}, groups={group: "DENY"}))
-        (wrong,) = of_level("wrong", await one.diagnosis.diagnose(), "group")
+
+        async def findings() -> list[str]:
+            return of_level("wrong", await one.diagnosis.diagnose(), "group")
+
+        (wrong,) = await eventually(findings, LONG, "the permissions that were taken away")
         assert f"sending to '{native}'" in wrong
         assert f"reading '{native}' as group '{group}'" in wrong
         assert "worker-secret" not in wrong

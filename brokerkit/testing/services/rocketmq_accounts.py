@@ -31,7 +31,8 @@ _ACTIONS = {"PUB": "Pub", "SUB": "Sub", "GET": "Get"}
 def set_account(broker: str, major: int, admin: Login, account: RocketMQAccount) -> None:
     """Make an account, or replace it, on the broker at "host:port" of a version."""
     if major < 5:
-        # An account that is changed is changed in the file, which the broker reads every 5 s; a new one at once.
+        # An account that is changed is changed in the file, which the broker reads every 5 s; a new one at once, unless
+        # that reading, which takes no lock, is between the two (PlainPermissionManager.load).
         delete_account(broker, major, admin, account.access_key)
         fields = {
             name: ",".join(value) if isinstance(value, list) else str(value).lower() if name == "admin" else value

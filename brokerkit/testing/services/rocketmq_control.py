@@ -143,8 +143,10 @@ class RocketMQControl:
     # --- users ------------------------------------------------------------------------------------------------
 
     def set_account(self, account: RocketMQAccount) -> None:
-        """Make an account or replace it, on all brokers and with effect at once; for a moment it does not exist.
+        """Make an account or replace it, on all brokers; for a moment it does not exist.
 
+        It has effect at once as a rule; a 4.9 that is just reading its file of accounts goes on with what was in it
+        until it reads it again, 5 s later.  There, of two changes at the same time one may be lost.
         `ConfigurationError` when the ACL is off.
         """
         for broker in self.address.brokers:
