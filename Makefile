@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Also where the shell asks for no byte code: tests start hundreds of Pythons, and each would compile everything anew.
+export PYTHONDONTWRITEBYTECODE :=
 # Most tests wait more than they compute.  A file stays in one process: its servers are started once, and ended with it.
 PARALLEL    ?= -n 5 --dist loadfile --no-loadscope-reorder
 # These want the machine for themselves: ledgers with killed processes, and what an import costs.
@@ -94,3 +96,4 @@ docs: $(STAMP)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
+	find . -name __pycache__ -prune -exec rm -rf {} +

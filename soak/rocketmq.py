@@ -49,7 +49,7 @@ class RocketMQStage:
     settings: Mapping[str, Any] = {"rocketmq": {"queues": 4}}
 
     def __init__(self, installation: RocketMQInstallation) -> None:
-        options = RocketMQOptions(masters=2, name_servers=2, sync_flush=True)
+        options = RocketMQOptions(masters=2, name_servers=2, sync_flush=True, full_speed=True)
         self._server = RocketMQServer(options, installation=installation)
         self._clock = SystemClock()
 

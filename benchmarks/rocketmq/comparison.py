@@ -61,7 +61,7 @@ def comparison(rounds: int, scale: float, versions: Sequence[str]) -> list[Row]:
             flush=True,
         )
         with ExitStack() as stack:
-            options = RocketMQOptions(proxy=found.major >= 5, settings=_SETTINGS)
+            options = RocketMQOptions(proxy=found.major >= 5, settings=_SETTINGS, full_speed=True)
             server = stack.enter_context(RocketMQServer(options, installation=found))
             contest = _Contest(found, server.address, rounds, scale, stack)
             for row in contest.rows():

@@ -298,9 +298,9 @@ def test_a_missing_queue_behind_the_default_exchange_holds_up_no_delay_of_the_ot
     configuration = E.replace("  event_tasks:\n", "  event_tasks:\n    declare: never\n")
     with peer(url) as channel, connected(url, configuration) as manager:
         channel.queue_declare("task_results", durable=True)
-        outcomes = manager.send_many("event_tasks", ["nobody takes it"] * 40, delay=0.1)
+        outcomes = manager.send_many("event_tasks", ["nobody takes it"] * 40, delay=1.0)
         assert [outcome.error for outcome in outcomes if outcome.error is not None] == []
-        manager.send("task_results", "result", delay=0.5)
+        manager.send("task_results", "result", delay=1.5)
 
         assert take(channel, "task_results").body == b"result"
 

@@ -17,7 +17,7 @@ from brokerkit.testing.services.rocketmq_files import (
     proxy_file,
 )
 from brokerkit.testing.services.rocketmq_installation import RocketMQInstallation
-from brokerkit.testing.services.rocketmq_java import PROBE_TIMEOUT, JavaNode
+from brokerkit.testing.services.rocketmq_java import FIRST_COMPILER, PROBE_TIMEOUT, JavaNode
 from brokerkit.testing.services.rocketmq_name_server import RocketMQNameServer, registered_brokers
 from brokerkit.testing.services.rocketmq_options import RocketMQOptions
 from brokerkit.testing.services.rocketmq_wire import Answer, Login, ask
@@ -91,6 +91,8 @@ class RocketMQBroker(JavaNode):
             "-Drocketmq.broker.diskSpaceWarningLevelRatio=0.99",
             "-Drocketmq.broker.diskSpaceCleanForciblyRatio=0.98",
         ]
+        if not self.options.full_speed:
+            options.append(FIRST_COMPILER)
         if self._grpc_ports is None:
             main, arguments = "org.apache.rocketmq.broker.BrokerStartup", ["-c", f"{home}/broker.conf"]
         else:

@@ -63,6 +63,7 @@ def _serve(chosen: argparse.Namespace) -> int:
         sync_flush=chosen.sync_flush,
         acl=chosen.acl,
         proxy=chosen.proxy,
+        full_speed=True,
         delay_levels=tuple(chosen.delay_levels.split()),
         settings=dict(line.split("=", 1) for line in chosen.set),
     )

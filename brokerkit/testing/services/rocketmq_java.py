@@ -16,7 +16,7 @@ from brokerkit.testing.services.rabbitmq_certificates import Certificate
 from brokerkit.testing.services.rocketmq_installation import RocketMQInstallation
 from brokerkit.testing.services.rocketmq_options import RocketMQOptions
 
-__all__ = ["PROBE_TIMEOUT", "JavaNode"]
+__all__ = ["FIRST_COMPILER", "PROBE_TIMEOUT", "JavaNode"]
 
 #: RocketMQ was written for Java 8; without these Java 17 refuses what it does.
 _OPENED = (
@@ -25,6 +25,9 @@ _OPENED = (
     "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
     "--add-exports=java.base/sun.nio.ch=ALL-UNNAMED",
 )
+
+#: For programs that live minutes: no second compiler, which takes as much CPU as all else of a start.
+FIRST_COMPILER = "-XX:TieredStopAtLevel=1"
 
 #: Seconds that a probe waits for an answer; a busy machine may need them.
 PROBE_TIMEOUT = 5.0

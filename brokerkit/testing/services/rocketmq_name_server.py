@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from brokerkit.errors import BrokerUnavailable
-from brokerkit.testing.services.rocketmq_java import PROBE_TIMEOUT, JavaNode
+from brokerkit.testing.services.rocketmq_java import FIRST_COMPILER, PROBE_TIMEOUT, JavaNode
 from brokerkit.testing.services.rocketmq_wire import ask
 
 __all__ = ["RocketMQNameServer", "registered_brokers"]
@@ -30,7 +30,7 @@ class RocketMQNameServer(JavaNode):
         return self.run(
             "org.apache.rocketmq.namesrv.NamesrvStartup",
             ["-c", f"{self.directory}/namesrv.conf"],
-            ["-Xms16m", "-Xmx64m", "-XX:MaxDirectMemorySize=64m", "-XX:TieredStopAtLevel=1"],
+            ["-Xms16m", "-Xmx64m", "-XX:MaxDirectMemorySize=64m", FIRST_COMPILER],
         )
 
     def probe(self) -> None:

@@ -61,5 +61,7 @@ class RocketMQOptions:
     proxy: bool = False
     #: Further lines of broker.conf.
     settings: Mapping[str, str] = field(default_factory=dict)
+    #: Let Java compile its brokers thoroughly, for measurements and long runs.  Without it they start with less CPU.
+    full_speed: bool = False
     #: Further options of the brokers' Java, behind and above those of our own.
     java_options: tuple[str, ...] = ()
