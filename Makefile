@@ -12,7 +12,7 @@ STAMP  := $(VENV)/.installed
 # Also where the shell asks for no byte code: tests start hundreds of Pythons, and each would compile everything anew.
 export PYTHONDONTWRITEBYTECODE :=
 # Most tests wait more than they compute.  A file stays in one process: its servers are started once, and ended with it.
-PARALLEL    ?= -n 5 --dist loadfile --no-loadscope-reorder
+PARALLEL    ?= -n 6 --dist loadfile --no-loadscope-reorder
 # These want the machine for themselves: ledgers with killed processes, and what an import costs.
 ALONE       := tests/faults tests/unit/test_import_cost.py
 # Instead of all tests, e.g. make unit PYTEST_ARGS="tests/unit -k order"
