@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from brokerkit.clock import Clock, Timer, wait
 from brokerkit.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from brokerkit.executors import Outbox
+from brokerkit.sqlite_forks import FORKS
 
 if sys.platform != "win32":
     import fcntl
@@ -96,10 +97,14 @@ class IdempotencyFile:
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._lock_file = -1
+        self._db: sqlite3.Connection | None = None
+        #: Whether this process was forked from the one that opened the file: its thread is not here.
+        self.inherited = False
         self._synchronous = ""
 
     async def start(self) -> None:
         """Open the file; raise `ConfigurationError` when it cannot serve, `BrokerUnavailable` when it is locked."""
+        FORKS.check()
         self._thread.start()
         opened = False
         try:
@@ -165,7 +170,7 @@ class IdempotencyFile:
 
     def _run(self) -> None:
         try:
-            db = self._open()
+            self._open()
         except Exception as exc:  # of the file or the lock; ends as the error of `start`
             self._unlock(close=True)
             error = exc if isinstance(exc, BrokerError) else self._unusable(exc)
@@ -186,35 +191,55 @@ class IdempotencyFile:
                 going = call is not None
                 if call is not None:
                     batch.append(call)
-            self._transact(db, batch)
+            self._transact(batch)
             for done in batch:
                 self._outbox.deliver((done.future, done.value, done.error))
-        db.close()
+        FORKS.discard(self)
+        with FORKS:
+            self.let_go()
         self._unlock(close=True)
         self._outbox.deliver((self._stopped, None, None))
 
-    def _transact(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
+    def let_go(self) -> None:
+        """Close the connection, within ``with FORKS:`` or where nobody else uses it; it is opened again when needed."""
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+
+    def abandon(self) -> None:
+        """In the child of a fork: give up the lock, which the child would hold on to when the parent dies with it."""
+        self.inherited = True
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+
+    def _transact(self, batch: list[_Call]) -> None:
         if not batch:
             return
         try:
-            self._synchronize(db, full=any(call.durable for call in batch))
             self._lock()
             try:
-                db.execute("BEGIN IMMEDIATE")
-                for call in batch:
-                    self._do(db, call)
-                self._housekeeping(db)
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+                with FORKS:
+                    self._commit(self._connected(), batch)
             finally:
                 self._unlock()
         except Exception as exc:  # whatever it is, the thread must go on: others wait for it
             for call in batch:
                 call.error = BrokerUnavailable(f"the idempotency store {self._path} failed: {exc}")
                 call.error.__cause__ = exc
+
+    def _commit(self, db: sqlite3.Connection, batch: list[_Call]) -> None:
+        self._synchronize(db, full=any(call.durable for call in batch))
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for call in batch:
+                self._do(db, call)
+            self._housekeeping(db)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
 
     def _do(self, db: sqlite3.Connection, call: _Call) -> None:
         if call.abandoned:
@@ -226,31 +251,41 @@ class IdempotencyFile:
         except Exception as exc:  # e.g. a key that is not UTF-8: the other calls must not suffer
             call.error = exc
 
-    def _open(self) -> sqlite3.Connection:
-        self._lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None)
-        try:
-            self._lock()
-            db.execute("BEGIN IMMEDIATE")
-            application = db.execute("PRAGMA application_id").fetchone()[0]
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if not application and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in _SCHEMA:
-                    db.execute(statement)
-            elif application != _APPLICATION_ID:
-                text = f"{self._path} is not an idempotency store of brokerkit; give the store a file of its own"
-                raise ConfigurationError(text)
-            elif version != _VERSION:
-                text = f"{self._path} was written by another version of brokerkit (format {version}, not {_VERSION})"
-                raise ConfigurationError(f"{text}; use that version, or another file")
-            db.execute("COMMIT")
-            db.execute("PRAGMA journal_mode = WAL")
+    def _connected(self) -> sqlite3.Connection:
+        if self._db is None:
+            # A fork closes it in another thread.
+            db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+            self._db, self._synchronous = db, ""
             db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-            self._unlock()
-        except BaseException:
-            db.close()
-            raise
-        return db
+        return self._db
+
+    def _open(self) -> None:
+        self._lock_file = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        FORKS.add(self)
+        self._lock()
+        with FORKS:
+            try:
+                self._prepare(self._connected())
+            except BaseException:
+                self.let_go()
+                raise
+        self._unlock()
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if not application and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            for statement in _SCHEMA:
+                db.execute(statement)
+        elif application != _APPLICATION_ID:
+            text = f"{self._path} is not an idempotency store of brokerkit; give the store a file of its own"
+            raise ConfigurationError(text)
+        elif version != _VERSION:
+            text = f"{self._path} was written by another version of brokerkit (format {version}, not {_VERSION})"
+            raise ConfigurationError(f"{text}; use that version, or another file")
+        db.execute("COMMIT")
+        db.execute("PRAGMA journal_mode = WAL")
 
     def _unusable(self, exc: Exception) -> ConfigurationError:
         error = ConfigurationError(

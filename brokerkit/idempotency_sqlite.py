@@ -47,7 +47,7 @@ class SqliteIdempotencyStore:
         self._next_purge = 0.0
 
     async def open(self) -> None:
-        if self._file is None:
+        if self._file is None or self._file.inherited:
             file = IdempotencyFile(self._path, self._purge, self._clock, self._timeout)
             await file.start()
             self._file = file

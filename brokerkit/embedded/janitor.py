@@ -17,6 +17,7 @@ from typing import Any
 from brokerkit.embedded.transaction import Transaction
 from brokerkit.errors import BrokerError
 from brokerkit.spi import Clock
+from brokerkit.sqlite_forks import FORKS
 
 __all__ = ["Janitor", "collect_garbage", "expire_messages", "give_space_back", "lengthen"]
 
@@ -65,6 +66,7 @@ class Janitor:
         self._rested = 0
         self._wake = threading.Event()
         self._halt = threading.Event()
+        self._connection: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._work, name=f"brokerkit janitor {path.name}", daemon=True)
         self._thread.start()
 
@@ -80,9 +82,6 @@ class Janitor:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        connection = self._connect()
-        if connection is None:
-            return
         try:
             busy = 0.0
             while not self._halt.is_set():
@@ -92,37 +91,55 @@ class Janitor:
                 if self._halt.wait(_CHECKPOINT):
                     return
                 self._wake.clear()
-                self._checkpoint(connection)
-                self._lengthen(connection)
+                self._checkpoint()
+                self._lengthen()
                 busy += _CHECKPOINT
                 if busy >= _SWEEP:
                     busy = 0.0
                     self._sweep_safely()
         finally:
+            with FORKS:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Close the connection, within ``with FORKS:`` or where nobody else uses it; it is opened again when needed."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
             connection.close()
 
-    def _connect(self) -> sqlite3.Connection | None:
-        """Return a connection of this thread; None at the end, without any."""
-        while not self._halt.is_set():
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            # A fork closes it in another thread.
+            connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.0, check_same_thread=False)
             try:
-                connection = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
                 connection.execute("PRAGMA synchronous = FULL")
-                return connection
-            except sqlite3.Error:
-                # As many files are open as the process may have.  The broker works without a janitor for a while.
-                self._halt.wait(_SWEEP)
-        return None
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
-        if _copy(connection) > _LONG:
+    def _checkpoint(self) -> None:
+        if self._copy() > _LONG:
             # Copied while others went on writing.  Only a log that was copied to its end is written again from its
             # beginning, and that is faster than to append: a file that grows costs the file system a journal entry.
             try:
                 with self._exclusive():
-                    _copy(connection)
+                    self._copy()
             except BrokerError:
                 # Somebody has the file for longer: the next one comes in a moment.
                 return
+
+    def _copy(self) -> int:
+        """Copy what can be copied from the WAL into the file; return its frames, 0 when all of them were copied."""
+        try:
+            with FORKS:
+                _, frames, copied = self._connected().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            # Another process checkpoints, the disk is full, or as many files are open as the process may have: the
+            # next one comes in a moment.
+            return 0
+        return int(frames) if copied < frames else 0
 
     def _sweep_safely(self) -> None:
         try:
@@ -172,24 +189,14 @@ class Janitor:
             barren = 0 if count else barren + 1
         return place, steps, removed
 
-    def _lengthen(self, connection: sqlite3.Connection) -> None:
+    def _lengthen(self) -> None:
         try:
             if self._log.stat().st_size < _AHEAD and _has_room(self._log):
-                with self._exclusive():
-                    lengthen(connection, self._log)
+                with self._exclusive(), FORKS:
+                    lengthen(self._connected(), self._log)
         except (BrokerError, OSError, sqlite3.Error):
             # It only saves time; whoever writes will meet the same fault and report it.
             return
-
-
-def _copy(connection: sqlite3.Connection) -> int:
-    """Copy what can be copied from the WAL into the file; return its frames, 0 when all of them were copied."""
-    try:
-        _, frames, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    except sqlite3.Error:
-        # Another process checkpoints, or the disk is full: the next one comes in a moment.
-        return 0
-    return int(frames) if copied < frames else 0
 
 
 def _has_room(path: Path) -> bool:

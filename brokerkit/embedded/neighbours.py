@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brokerkit.embedded.starts import OwnerFile, StartMarks
 from brokerkit.spi import Clock
+from brokerkit.sqlite_forks import FORKS
+
+if TYPE_CHECKING:
+    from brokerkit.embedded.writer import GroupCommit
 
 __all__ = ["Grave", "Neighbours"]
 
@@ -48,24 +52,25 @@ class Neighbours:
 
         return find
 
-    def find_dead(self, clock: Clock, connection: sqlite3.Connection, mutex: threading.Lock) -> list[Grave]:
+    def find_dead(self, clock: Clock, writer: GroupCommit) -> list[Grave]:
         """Return the stores that died, locked for this one to bury; looks at most once a second."""
         now = clock.monotonic()
-        if now < self._next_look or not mutex.acquire(blocking=False):
+        if now < self._next_look or not writer.mutex.acquire(blocking=False):
             return []
         self._next_look = now + _LOOK
         try:
-            known = {
-                number
-                for (number,) in connection.execute(
-                    "SELECT store FROM claim UNION SELECT store FROM consumer"
-                    " UNION SELECT store FROM grp WHERE store IS NOT NULL"
-                )
-            }
+            with FORKS:
+                known = {
+                    number
+                    for (number,) in writer.connection.execute(
+                        "SELECT store FROM claim UNION SELECT store FROM consumer"
+                        " UNION SELECT store FROM grp WHERE store IS NOT NULL"
+                    )
+                }
         except sqlite3.Error:
             return []  # the next operation meets the same fault, and reports it
         finally:
-            mutex.release()
+            writer.mutex.release()
         try:
             names = os.listdir(self._directory)
         except OSError:

@@ -228,7 +228,7 @@ class SqliteStore:
             return None
         if (group.id, claimant.owner) not in file.consumers:
             return None
-        row = file.connection.execute(_WAITING, (group.id, group.topic.id)).fetchone()
+        row = file.writer.connection.execute(_WAITING, (group.id, group.topic.id)).fetchone()
         version, waiting, *times = row
         event = min((time for time in times if time is not None), default=None)
         if version != catalog.version or waiting or (event is not None and event <= self._clock.time()):

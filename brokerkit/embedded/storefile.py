@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import sqlite3
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from brokerkit.embedded import groups
 from brokerkit.embedded.audience import Audience, Subscriber
@@ -30,6 +28,7 @@ from brokerkit.embedded.wakeup import WakeSocket
 from brokerkit.embedded.writer import GroupCommit
 from brokerkit.errors import BrokerError, Closed
 from brokerkit.spi import Clock
+from brokerkit.sqlite_forks import FORKS
 
 __all__ = ["StoreFile"]
 
@@ -57,14 +56,10 @@ class StoreFile:
     living store with its start marks, and its socket.
     """
 
-    #: The files that are open in this process; a fork copies their descriptors, whoever called it.
-    _living: ClassVar[weakref.WeakSet[StoreFile]] = weakref.WeakSet()
-    _hooked: ClassVar[bool] = False
-    _hooking: ClassVar[threading.Lock] = threading.Lock()
-
     def __init__(self, path: Path, settings: EmbeddedSettings, clock: Clock, attempt_timeout: float) -> None:
         """Open the file; raise `BlockingIOError` while another process or program has it locked."""
         check_location(path)
+        FORKS.check()
         self.path = path
         self._clock = clock
         self._timeout = attempt_timeout
@@ -85,58 +80,63 @@ class StoreFile:
         if not self.lock.try_acquire():
             self.lock.close()
             raise BlockingIOError
-        try:
-            # No busy handler: it would hold up the event loop.  Who can wait does it in the writer.
-            self.connection = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=0.0
-            )
-            try:
-                prepare(self.connection, path)
-                for pragma in _PRAGMAS:
-                    self.connection.execute(f"PRAGMA {pragma}")
-                run = path.with_name(path.name + "-run")
-                run.mkdir(exist_ok=True)
-                self.neighbours = Neighbours(run)
-                self.starts = StartMarks(self.neighbours.my_file)
-                self._socket = WakeSocket(run, self.neighbours.my_name)
-            except BaseException:
-                self.connection.close()
-                raise
-        except (sqlite3.Error, OSError) as error:
-            self.lock.close()
-            if (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_BUSY:
-                raise BlockingIOError from error
-            raise map_sqlite_error(error, path) from error
-        except BaseException:
-            self.lock.close()
-            raise
-        self.lock.release()
-        #: What any store on this file had started.
-        self.marks = self.neighbours.marks(self.starts)
         self.writer = GroupCommit(
-            self.connection,
+            self._connect,
             path,
             self.lock,
-            begin=lambda: Transaction(self.connection, self.catalog, clock.time(), settings.max_message_size),
+            begin=lambda connection: Transaction(connection, self.catalog, clock.time(), settings.max_message_size),
             committed=self._committed,
             full_sync=settings.durability == "full",
             clock=clock,
             attempt_timeout=attempt_timeout,
         )
-        self.janitor = Janitor(
-            path,
-            self.writer.call,
-            self.writer.exclusive,
-            clock,
-            age=settings.retention_age,
-            size=settings.retention_bytes,
+        # Until it is added, a fork would carry the connection over.
+        with FORKS:
+            self._open()
+            self.janitor = Janitor(
+                path,
+                self.writer.call,
+                self.writer.exclusive,
+                clock,
+                age=settings.retention_age,
+                size=settings.retention_bytes,
+            )
+            FORKS.add(self)
+
+    def _open(self) -> None:
+        path = self.path
+        try:
+            prepare(self.writer.connection, path)
+            run = path.with_name(path.name + "-run")
+            run.mkdir(exist_ok=True)
+            self.neighbours = Neighbours(run)
+            self.starts = StartMarks(self.neighbours.my_file)
+            self._socket = WakeSocket(run, self.neighbours.my_name)
+        except BaseException as error:
+            self.writer.let_go()
+            self.lock.close()
+            if (getattr(error, "sqlite_errorcode", 0) & 0xFF) == sqlite3.SQLITE_BUSY:
+                raise BlockingIOError from error
+            if isinstance(error, sqlite3.Error | OSError):
+                raise map_sqlite_error(error, path) from error
+            raise
+        self.lock.release()
+        #: What any store on this file had started.
+        self.marks = self.neighbours.marks(self.starts)
+
+    def _connect(self) -> sqlite3.Connection:
+        # No busy handler: it would hold up the event loop.  Who can wait does it in the writer.
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=0.0
         )
-        with StoreFile._hooking:
-            if not StoreFile._hooked:
-                # Once for the process: a hook cannot be taken back.
-                StoreFile._hooked = True
-                os.register_at_fork(after_in_child=StoreFile._abandon_all)
-            StoreFile._living.add(self)
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
+        self._changes = 0
+        return connection
 
     def check_process(self) -> None:
         """Raise `Closed` in the child of a fork."""
@@ -159,20 +159,21 @@ class StoreFile:
         """Run a query that may take long, on a connection and in a thread of its own."""
 
         def run() -> T:
-            connection = sqlite3.connect(self.path, isolation_level=None, timeout=self._timeout)
-            try:
-                connection.execute("BEGIN")
-                return function(connection)
-            except sqlite3.Error as error:
-                raise map_sqlite_error(error, self.path) from error
-            finally:
-                connection.close()
+            with FORKS:
+                connection = sqlite3.connect(self.path, isolation_level=None, timeout=self._timeout)
+                try:
+                    connection.execute("BEGIN")
+                    return function(connection)
+                except sqlite3.Error as error:
+                    raise map_sqlite_error(error, self.path) from error
+                finally:
+                    connection.close()
 
         return await asyncio.to_thread(run)
 
     async def bury_neighbours(self) -> None:
         """Return what dead stores had, when it is time to look for some."""
-        graves = self.neighbours.find_dead(self._clock, self.connection, self.writer.mutex)
+        graves = self.neighbours.find_dead(self._clock, self.writer)
         if not graves:
             return
         with ExitStack() as stack:
@@ -189,7 +190,7 @@ class StoreFile:
         before, self.catalog = self.catalog, tx.catalog
         for action in tx.after:
             action()
-        changes = self.connection.total_changes
+        changes = self.writer.connection.total_changes
         if changes != self._changes:
             self._changes = changes
             self.janitor.note_write()
@@ -282,30 +283,23 @@ class StoreFile:
             )
         except (sqlite3.Error, BrokerError):
             returned = False  # the neighbours do it when they notice that this store is gone
-        with StoreFile._hooking:
-            StoreFile._living.discard(self)
+        FORKS.discard(self)
         ended = self.writer.close()
         self._socket.close()
         self.starts.close(remove=returned)
         if ended:
             # Otherwise the thread still waits for a process that hangs with the lock; it needs both.
-            self.connection.close()
+            with FORKS:
+                self.writer.let_go()
             self.lock.close()
 
-    def abandon(self) -> None:
-        """In the child of a fork: let go of the descriptors that make this process look alive to its neighbours.
+    def let_go(self) -> None:
+        """Close the connections before a fork."""
+        self.janitor.let_go()
+        self.writer.let_go()
 
-        The SQLite connection is leaked on purpose: closing it would drop locks and write to the parent's file.
-        """
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
+    def abandon(self) -> None:
+        """In the child of a fork: let go of the descriptors that make this process look alive to its neighbours."""
         self.lock.close()
         self.starts.abandon()
         self._socket.abandon()
-
-    @classmethod
-    def _abandon_all(cls) -> None:
-        # Another thread of the parent may have held the lock when it forked.
-        cls._hooking = threading.Lock()
-        for file in tuple(cls._living):
-            file.abandon()
-        cls._living.clear()

@@ -24,6 +24,7 @@ from brokerkit.embedded.transaction import Transaction
 from brokerkit.embedded.waiting import WaitingRoom, deliver, locked
 from brokerkit.errors import BrokerError, BrokerUnavailable, Closed
 from brokerkit.spi import Clock
+from brokerkit.sqlite_forks import FORKS
 
 __all__ = ["GroupCommit"]
 
@@ -38,11 +39,11 @@ class GroupCommit:
 
     def __init__(
         self,
-        connection: sqlite3.Connection,
+        connect: Callable[[], sqlite3.Connection],
         path: Path,
         lock: FileLock,
         *,
-        begin: Callable[[], Transaction],
+        begin: Callable[[sqlite3.Connection], Transaction],
         committed: Callable[[Transaction], None],
         full_sync: bool,
         clock: Clock,
@@ -51,7 +52,8 @@ class GroupCommit:
         self.lock = lock
         #: Transactions that were committed so far.
         self.commits = 0
-        self._connection = connection
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = None
         self._path = path
         self._begin = begin
         self._committed = committed
@@ -74,6 +76,24 @@ class GroupCommit:
         # Never set: a thread rests on it between two tries.
         self._pause = threading.Event()
         self._pid = os.getpid()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, for whoever holds `mutex`, within ``with FORKS:``; opened when there is none.
+
+        Raise `sqlite3.Error` when it cannot be opened.
+        """
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._connect()
+            self._synchronous = None
+        return connection
+
+    def let_go(self) -> None:
+        """Close the connection, within ``with FORKS:`` or where nobody else uses it; it is opened again when needed."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     # --- submitting ---------------------------------------------------------------------------------------------
 
@@ -227,14 +247,15 @@ class GroupCommit:
         if any(operation.probe is None for operation in batch):
             return batch
         results = []
-        for operation in batch:
-            try:
-                result = operation.probe() if operation.probe is not None else None
-            except sqlite3.Error:
-                return batch  # the transaction will meet the same fault, and reports it
-            if result is None:
-                return batch
-            results.append(result)
+        with FORKS:
+            for operation in batch:
+                try:
+                    result = operation.probe() if operation.probe is not None else None
+                except sqlite3.Error:
+                    return batch  # the transaction will meet the same fault, and reports it
+                if result is None:
+                    return batch
+                results.append(result)
         for operation, result in zip(batch, results, strict=True):
             operation.result = result
         done += batch
@@ -247,15 +268,16 @@ class GroupCommit:
         meanwhile is no longer in ``batch``.
         """
         finished: list[Transaction] = []
-        try:
-            if batch and not self._run(batch, finished, patient=patient):
-                return False
-        finally:
-            self.lock.release()
-            # Only now: whom this wakes may want the file at once.
-            for transaction in finished:
-                self.commits += 1
-                self._committed(transaction)
+        with FORKS:
+            try:
+                if batch and not self._run(batch, finished, patient=patient):
+                    return False
+            finally:
+                self.lock.release()
+                # Only now: whom this wakes may want the file at once.
+                for transaction in finished:
+                    self.commits += 1
+                    self._committed(transaction)
         return True
 
     def _run(self, batch: list[Queued], finished: list[Transaction], *, patient: bool) -> bool:
@@ -272,14 +294,19 @@ class GroupCommit:
 
         Return False, with nothing done, when another program has SQLite's lock and the caller is not ``patient``.
         """
-        connection = self._connection
+        try:
+            connection = self.connection
+        except (sqlite3.Error, OSError) as error:
+            for operation in batch:
+                operation.error = error
+            return True
         transaction: Transaction | None = None
         try:
             durable = self._full_sync and any(operation.durable for operation in batch)
             if durable is not self._synchronous:
                 connection.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
                 self._synchronous = durable
-            transaction = self._begin_transaction(patient=patient)
+            transaction = self._begin_transaction(connection, patient=patient)
             if transaction is None:
                 return False
             if patient:
@@ -319,11 +346,11 @@ class GroupCommit:
             elif not alone:
                 operation.error = locked(self._path, self._timeout)
 
-    def _begin_transaction(self, *, patient: bool) -> Transaction | None:
+    def _begin_transaction(self, connection: sqlite3.Connection, *, patient: bool) -> Transaction | None:
         # Tries are counted, not timed: a thread cannot wait on a clock that a test stops.
         for tries_left in range(int(self._timeout / _RETRY), -1, -1):
             try:
-                return self._begin()
+                return self._begin(connection)
             except sqlite3.OperationalError as error:
                 if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY or (patient and not tries_left):
                     raise

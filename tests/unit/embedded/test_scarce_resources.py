@@ -60,8 +60,15 @@ def test_a_janitor_that_cannot_open_the_file_goes_on_trying(tmp_path: Path) -> N
         size=1 << 30,
     )
     try:
+        janitor.note_write()
+        eventually_sync(lambda: not janitor._wake.is_set(), within=30, what="the janitor began")
         path.parent.mkdir()
-        eventually_sync(path.exists, within=30, what="the janitor opened the file")
+
+        def opened() -> bool:
+            janitor.note_write()
+            return path.exists()
+
+        eventually_sync(opened, within=30, what="the janitor opened the file")
     finally:
         janitor.close(10)
 

@@ -499,15 +499,15 @@ async def test_a_full_disk_refuses_and_recovers(make: Callable[..., Awaitable[Sq
     await store.declare(T, G)
     await store.send([message("before")])
     parts = store._require()
-    (pages,) = parts.connection.execute("PRAGMA page_count").fetchone()
-    parts.connection.execute(f"PRAGMA max_page_count = {pages + 20}")
+    (pages,) = parts.writer.connection.execute("PRAGMA page_count").fetchone()
+    parts.writer.connection.execute(f"PRAGMA max_page_count = {pages + 20}")
     large = message("large")
     large.body = bytes(1 << 20)
     small, refused = await asyncio.gather(store.send([message("small")]), store.send([large]))
     assert small == [None]
     assert isinstance(refused[0], SendRefused) and refused[0].retryable
     assert "disk space" in str(refused[0])
-    parts.connection.execute("PRAGMA max_page_count = 1000000")
+    parts.writer.connection.execute("PRAGMA max_page_count = 1000000")
     assert await store.send([large]) == [None]
     assert [item.message_id for item in await store.claim(owner("a"), 10)] == ["before", "small", "large"]
 
@@ -579,7 +579,7 @@ async def test_a_backlog_above_the_limit_is_not_looked_at_again_and_again(
     for _ in range(4):
         await store.ack(owner("a"), await store.claim(owner("a"), 500))
     await asyncio.to_thread(store.sweep)
-    rows = store._require().connection.execute("SELECT count(*) FROM message").fetchone()
+    rows = store._require().writer.connection.execute("SELECT count(*) FROM message").fetchone()
     assert rows == (38_000,)
 
 
@@ -622,13 +622,13 @@ async def test_a_locked_key_with_a_long_backlog_does_not_slow_the_others_down(
         return 0
 
     other = owner("b", ordered=True)
-    store._require().connection.set_progress_handler(count, 1000)
+    store._require().writer.connection.set_progress_handler(count, 1000)
     assert await store.claim(other, 10) == []
     await store.send([message(f"{key}{number}", key=key) for number in range(3) for key in ("z", "", "q")])
     first = [item.message_id for item in await store.claim(other, 4)]
     again = [item.message_id for item in await store.claim(owner("c", ordered=True), 10)]
     rest = [item.message_id for item in await store.claim(other, 10)]
-    store._require().connection.set_progress_handler(None, 0)
+    store._require().writer.connection.set_progress_handler(None, 0)
     # The best of all that is not locked, and each key to one owner.
     assert first == ["z0", "0", "q0", "z1"]
     assert again == []
