@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from brokerkit.errors import BrokerError
+from brokerkit_rocketmq.catching_up import CatchingUp
 from brokerkit_rocketmq.client import Client
-from brokerkit_rocketmq.errors import refused
+from brokerkit_rocketmq.errors import is_acl_refusal, refused
 from brokerkit_rocketmq.remoting.bodies import parse_body
 from brokerkit_rocketmq.remoting.codes import RequestCode, ResponseCode
 from brokerkit_rocketmq.remoting.frames import Frame
@@ -22,11 +23,6 @@ __all__ = ["Asking"]
 
 #: Bit of ``sysFlag``: the filter is in the request, so that the asker need not be a member (``PullSysFlag``).
 _SUBSCRIPTION = 4
-#: Seconds that a queue may stay behind the log, and between two looks at it.
-_DISPATCH = 2.0
-_PAUSE = 0.005
-#: Seconds between two looks at a broker that cannot tell its state yet.
-_YOUNG_PAUSE = 0.1
 _FOUND_NOTHING = frozenset({ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY})
 
 
@@ -38,6 +34,7 @@ class Asking:
         self.client = client
         self.timeout = timeout
         self._slaves = slaves
+        self._catching_up = CatchingUp(client, timeout)
 
     # --- queues ---
 
@@ -65,32 +62,8 @@ class Asking:
         return await self.client.call(broker, code, fields, timeout=self.timeout, slaves=self._slaves)
 
     async def caught_up(self, brokers: Iterable[str]) -> None:
-        """Return when what was stored before this call has its place in its queue, after two seconds at most.
-
-        A send is confirmed when the message is in the broker's log; its queue, and with it all offsets, follows some
-        milliseconds later, and later under load (``ReputMessageService``).
-        """
-        await asyncio.gather(*(self._caught_up(broker) for broker in set(brokers)))
-
-    async def _caught_up(self, broker: str) -> None:
-        clock = self.client.clock
-        deadline = clock.monotonic() + _DISPATCH
-        stored: int | None = None
-        while True:
-            frame = await self.client.call(broker, RequestCode.GET_BROKER_RUNTIME_INFO, timeout=self.timeout)
-            if frame.code == ResponseCode.SYSTEM_ERROR and not _is_acl(frame) and clock.monotonic() < deadline:
-                # A 4.9.4 that was started a second ago has no figures yet: NoSuchElementException.
-                await clock.sleep(_YOUNG_PAUSE)
-                continue
-            if frame.code != ResponseCode.SUCCESS:
-                # It does not say how far it is, to us or at all: what it has in its queues now is all there is to know.
-                return
-            table = (parse_body(frame.body) or {}).get("table") or {}
-            end, behind = int(table.get("commitLogMaxOffset", 0)), int(table.get("dispatchBehindBytes", 0))
-            stored = end if stored is None else stored
-            if end - behind >= stored or clock.monotonic() >= deadline:
-                return
-            await clock.sleep(_PAUSE)
+        """Return when what was stored before this call has its place in its queue, after two seconds at most."""
+        await asyncio.gather(*(self._catching_up.caught_up(broker) for broker in set(brokers)))
 
     # --- offsets of groups ---
 
@@ -128,7 +101,7 @@ class Asking:
         if frame.code == ResponseCode.SUCCESS:
             # A client with two connections is listed twice.
             return frozenset(parse_body(frame.body).get("consumerIdList") or ())
-        if frame.code in (ResponseCode.SYSTEM_ERROR, ResponseCode.CONSUMER_NOT_ONLINE) and not _is_acl(frame):
+        if frame.code in (ResponseCode.SYSTEM_ERROR, ResponseCode.CONSUMER_NOT_ONLINE) and not is_acl_refusal(frame):
             return frozenset()
         raise refused(frame, f"asking for the members of group {group!r}")
 
@@ -207,10 +180,6 @@ def pull_fields(
 def text_of(queue: MessageQueue) -> str:
     """Return a queue as texts name it."""
     return f"queue {queue.queue_id} of {queue.topic!r} on {queue.broker}"
-
-
-def _is_acl(frame: Frame) -> bool:
-    return "AclException" in (frame.remark or "")
 
 
 def first_error(results: Sequence[object]) -> BrokerError | None:
