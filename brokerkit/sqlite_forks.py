@@ -44,7 +44,9 @@ class Forks:
         #: Threads that use SQLite now.
         self._users = 0
         self._forking = False
-        #: Whether connections may be open that were not closed before the fork that made this process.
+        #: Whether connections are open that the fork under way carries over.
+        self._carrying = False
+        #: Whether that was so for the fork that made this process, or one before it.
         self._torn = False
         self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self._hooked = False
@@ -89,16 +91,17 @@ class Forks:
             while self._forking:
                 # Another thread forks, too.
                 self._changed.wait()
-            self._forking = self._torn = True
+            self._forking = self._carrying = True
             if not self._changed.wait_for(lambda: not self._users, _PATIENCE):
                 return
-        for holder in tuple(self._holders):
+            holders = tuple(self._holders)
+        for holder in holders:
             holder.let_go()
-        self._torn = False
+        self._carrying = False
 
     def _in_parent(self) -> None:
         with self._lock:
-            self._forking = self._torn = False
+            self._forking = False
             self._changed.notify_all()
 
     def _in_child(self) -> None:
@@ -107,6 +110,7 @@ class Forks:
         self._changed = threading.Condition(self._lock)
         self._users = 0
         self._forking = False
+        self._torn = self._torn or self._carrying
         for holder in tuple(self._holders):
             holder.abandon()
         self._holders.clear()

@@ -226,16 +226,20 @@ def test_a_child_made_in_the_middle_of_a_transaction_is_told_that_it_cannot_open
     monkeypatch.setattr("brokerkit.sqlite_forks._PATIENCE", 0.05)
     holder = Held()
     forks = made(holder)
-    with forks:
-        forks._before()
-        assert holder.told == []
-        forks._in_child()
+    forks.__enter__()  # in a thread that the child has not
+    forks._before()
+    assert holder.told == []
+    forks._in_child()
     assert holder.told == ["abandon"]
-    with pytest.raises(Closed, match="make it again"):
-        forks.check()
-    with forks:
-        # It holds up nobody.
-        pass
+    for _ in range(2):
+        with pytest.raises(Closed, match="make it again"):
+            forks.check()
+        with forks:
+            # It holds up nobody.
+            pass
+        # Its own children have what it has.
+        forks._before()
+        forks._in_child()
 
 
 def test_the_parent_of_such_a_child_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
