@@ -62,7 +62,7 @@ class Asking:
         return await self.client.call(broker, code, fields, timeout=self.timeout, slaves=self._slaves)
 
     async def caught_up(self, brokers: Iterable[str]) -> None:
-        """Return when what was stored before this call has its place in its queue, after two seconds at most."""
+        """Return when what was stored before this call has its place in its queue, or after some seconds."""
         await asyncio.gather(*(self._catching_up.caught_up(broker) for broker in set(brokers)))
 
     # --- offsets of groups ---

@@ -42,8 +42,9 @@ class CatchingUp:
         self._next: dict[str, asyncio.Task[None]] = {}
 
     async def caught_up(self, broker: str) -> None:
-        """Return when what was stored before this call has its place in its queue, after two seconds at most.
+        """Return when what was stored before this call has its place in its queue.
 
+        A look gives up after two seconds; one that is under way is waited for first, as it may have come too early.
         Raise `BrokerError` when the broker does not answer.
         """
         look = self._next.get(broker)

@@ -17,6 +17,7 @@ from brokerkit.blocking_delivery import BlockingDelivery
 from brokerkit.settings import Settings
 from brokerkit.testing.services import is_required
 from brokerkit.testing.services.rocketmq import RocketMQControl
+from brokerkit.testing.services.rocketmq_java import FIRST_COMPILER
 from brokerkit.testing.services.service import Missing
 from brokerkit_rocketmq.backend import RocketMQBackend
 from tests.rocketmq.servers import installation_or_skip
@@ -24,7 +25,7 @@ from tests.rocketmq.servers import installation_or_skip
 __all__ = ["LONG", "SENT", "Scene", "peer_or_skip", "receive", "started_java"]
 
 #: For a program that lives a few seconds: no second compiler, no threads that collect garbage.
-_BRIEF = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+_BRIEF = (FIRST_COMPILER, "-XX:+UseSerialGC")
 
 #: Seconds; a loaded machine takes many of them for a JVM, a route or a rebalance.
 LONG = 120.0

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from brokerkit.errors import Closed
 from brokerkit.sqlite_forks import Forks
+from brokerkit.testing.deadlines import eventually_sync
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -207,8 +207,7 @@ def test_a_fork_waits_for_who_is_inside_and_nobody_enters_meanwhile() -> None:
     with forks:
         forking = threading.Thread(target=fork)
         forking.start()
-        while not forks._forking:
-            time.sleep(0.001)
+        eventually_sync(lambda: forks._forking, PATIENCE, "the fork begins")
         entering = threading.Thread(target=enter)
         entering.start()
         assert holder.told == []
